@@ -30,6 +30,7 @@ class Codes:
 
     def __init__(self, made: "Made", name: str, ranges: Tensor | None, *, unit: bool) -> None:
         self._precision, self._unit, self._dim = made.precision, unit, made.dim
+        self._where = made.where
         # The vectors have length 1 already, up to rounding; computing it again would take most of the time.
         self._name = "dot" if unit and name == "cosine" else name
         self._step = self._zero = None  # a value is code · step + zero
@@ -54,13 +55,19 @@ class Codes:
         self._signs = (bits * 2 - 1).float() / made.dim**0.5
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """Return the vectors [n, dim] fp32 of stored codes [n, width]; bits become equal numbers of both signs."""
+        """Return the vectors [n, dim] fp32 of stored codes [n, width]; bits become equal numbers of both signs.
+
+        Raises:
+            InputError: int8 codes were made with ranges that are not known.
+        """
         if self._precision in ("float32", "float16"):
             return codes.float()
         if self._precision in ("binary", "ubinary"):
             bits = codes.int() + (128 if self._precision == "binary" else 0)
             signs: Tensor = self._signs[bits]  # [n, width, 8]
             return signs.view(len(codes), self._dim)
+        if self._step is None:
+            self._check_scaled(codes)
         vectors = codes.float()
         if self._step is not None and self._zero is not None:
             vectors.mul_(self._step).add_(self._zero)
@@ -68,6 +75,27 @@ class Codes:
             lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
             vectors.div_(lengths.clamp_min_(MIN_LENGTH))
         return vectors
+
+    def _check_scaled(self, codes: Tensor) -> None:
+        """Check int8 codes without ranges: the largest of a vector is 127 or -127, unless the vector is zero.
+
+        Raises:
+            InputError: a vector was made with ranges that its metadata does not name; the error's `index` is the row.
+        """
+        largest = torch.maximum(codes.amax(1).int(), -codes.amin(1).int())
+        wrong = (largest != 127) & (largest != 0)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            what = "made with --ranges by an earlier version of lastword, which did not write down which"
+            got = f"{int(largest[row])} as the largest of its int8 codes"
+            raise InputError(
+                self._where,
+                what,
+                got=got,
+                expected="127",
+                remedy="Embed the texts again.",
+                index=row,
+            )
 
     def similarity(self, queries: Tensor, codes: Tensor) -> Tensor:
         """Return the scores [Q, n] of stored codes [n, width], by the model's similarity function."""

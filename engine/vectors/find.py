@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,12 +16,13 @@ from lastword.bulk.job import ROWS, Job, UnitResult
 from lastword.bulk.plan import Plan, Unit, hash_file
 from lastword.cli.documents.paths import names_many
 from lastword.cli.documents.written import header_of, is_job_folder, metadata_of
-from lastword.cli.read import STDIN, Record
+from lastword.cli.read import STDIN, Record, Template, scheme_of
 from lastword.errors import InputError, LastwordError, count, valid_name
 from lastword.vectors.lines import LinesFile
 from lastword.vectors.made import Made
 from lastword.vectors.matrix import MatrixFile
 from lastword.vectors.parquet import ParquetVectors, open_parquet, parquet_metadata
+from lastword.vectors.stored_record import TextSource
 
 _TEXT = "text"  # the default of --text-field
 _PART = re.compile(
@@ -51,12 +52,20 @@ class Found:
         self.made, self.files, self.notices = made, files, list(notices)
 
 
+class _Opened(NamedTuple):
+    """The folder of a job, of which several parts may be named: its plan and results are read once."""
+
+    job: Job
+    units: Mapping[str, Unit]  # by the names of their files
+    done: Mapping[int, UnitResult]
+
+
 def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
     """Return the vectors of each argument, each file once; an empty list if no argument is vectors.
 
     Args:
         given: the paths that the user named.
-        text_field: the field or column that holds the text; if it is the default, a job's own is used.
+        text_field: the field or column that holds the text; if it is the default, that of `embed` is used.
 
     Raises:
         OSError: some arguments are vectors, and another is a missing file.
@@ -68,10 +77,10 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
     kinds = {path: _metadata(path) for path in dict.fromkeys(paths)}
     if not any(metadata is not None for metadata in kinds.values()):
         return []
-    every = []
+    every, jobs = list[Found](), dict[str, _Opened]()
     for path, metadata in kinds.items():
         if metadata is None:
-            if path != STDIN and not names_many(path):
+            if scheme_of(path) is None and path != STDIN and not names_many(path):
                 os.stat(path)  # a missing file gives the same OSError here as for every other input
             stored = next(valid_name(path) for path, each in kinds.items() if each is not None)
             raise InputError(
@@ -82,13 +91,17 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
                 remedy="Search them in separate calls, or pass --texts to embed all texts again.",
             )
         if os.path.isdir(path):
-            every.append(_open_job(path, text_field))
+            every.append(_open_job(path, text_field, jobs))
         elif not metadata:
-            every.append(_open_job(os.path.dirname(path), text_field, os.path.basename(path)))
+            every.append(_open_job(os.path.dirname(path), text_field, jobs, os.path.basename(path)))
         else:
             every.append(_open_file(path, metadata, text_field))
     for each in every[1:]:
         every[0].made.check_alike(each.made)
+    seen = set[str]()
+    for each in every:
+        each.files = [file for file in each.files if os.path.realpath(file.name) not in seen]
+        seen.update(os.path.realpath(file.name) for file in each.files)
     return every
 
 
@@ -111,7 +124,8 @@ def _metadata(path: str) -> Mapping[str, object] | None:
 
 def _in_parquet(path: str) -> Mapping[str, object] | None:
     try:
-        return parquet_metadata(open_parquet(path)) or None
+        with open_parquet(path) as file:
+            return parquet_metadata(file) or None
     except InputError:
         return None  # reading it as text gives the error
 
@@ -119,14 +133,16 @@ def _in_parquet(path: str) -> Mapping[str, object] | None:
 def _open_file(path: str, metadata: Mapping[str, object], text_field: str) -> Found:
     name = valid_name(path)
     made = Made.of(metadata, name)
+    source = _text_source(metadata, text_field)
     texts = str(metadata.get("texts", ""))
     count = int(texts) if texts.isascii() and texts.isdecimal() and len(texts) < 16 else None
     ending = os.path.splitext(path)[1].lower()
     if ending == ".parquet":
-        return Found(made, [ParquetVectors(path, made, None, text_field, None)])
+        return Found(made, [ParquetVectors(path, made, None, source, None)])
     if ending == ".jsonl":
-        header = bool(header_of(path))
-        return Found(made, [LinesFile(path, made, count, text_field, header=header)])
+        header, places = bool(header_of(path)), "places" in metadata
+        lines = LinesFile(path, made, count, source, header=header, places=places)
+        return Found(made, [lines])
     if count is None and ending == ".npy":
         raise InputError(f"{name}.json", "damaged", got="no number of texts")
     rows = f"{path}.{ROWS}"
@@ -135,37 +151,41 @@ def _open_file(path: str, metadata: Mapping[str, object], text_field: str) -> Fo
     return Found(made, [MatrixFile(path, made, count, rows)])
 
 
-def _open_job(path: str, text_field: str, part: str | None = None) -> Found:
+def _open_job(
+    path: str, text_field: str, opened: dict[str, _Opened], part: str | None = None
+) -> Found:
     """Open the finished units of a job.
 
     Args:
         path: the job's folder.
         text_field: as for `find_vectors`.
+        opened: the jobs opened so far, by their real paths.
         part: the name of the only file to open; None for all.
 
     Raises:
         InputError: none is finished, or a file is missing, damaged or changed.
     """
-    folder = Path(path)
+    where = valid_name(path if part is None else os.path.join(path, part))
     try:
-        plan = Plan.load(folder)
-        job, settings = Job(folder, plan), plan.settings
-        where = valid_name(path if part is None else os.path.join(path, part))
-        made = Made.of(settings, where)
-        done = job.results()
-        own, kind, columns = settings["text_field"], settings["format"], settings["columns"]
+        real = os.path.realpath(path)
+        if real not in opened:
+            opened[real] = _read_job(path)
+        found = opened[real]
+        job, settings = found.job, found.job.plan.settings
+        made, source = Made.of(settings, where), _text_source(settings, text_field)
+        kind, columns = settings["format"], settings["columns"]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, LastwordError):
             raise
         raise InputError(valid_name(path), "its plan or a record of a unit is damaged") from error
-    field = own if text_field == _TEXT else text_field
     files: list[VectorFile] = []
-    units = [unit for unit in plan.units if part in (None, job.path(unit).name)]
+    named = found.units if part is None else {part} & found.units.keys()
+    units = [found.units[name] for name in named]
     for unit in units:
-        result = done.get(unit.number)
+        result = found.done.get(unit.number)
         if result is not None:
             _check_unit(job, unit, result)
-            files.append(_open_unit(str(job.path(unit)), kind, made, result.rows, field, columns))
+            files.append(_open_unit(str(job.path(unit)), kind, made, result.rows, source, columns))
     missing, number = len(units) - len(files), count(len(units), "unit")
     if not files and (units or part is not None):
         remedy = "Run the job first: lastword embed -o DIRECTORY/."
@@ -174,13 +194,29 @@ def _open_job(path: str, text_field: str, part: str | None = None) -> Found:
     return Found(made, files, [unfinished] if missing else [])
 
 
+def _read_job(path: str) -> _Opened:
+    plan = Plan.load(Path(path))
+    job = Job(Path(path), plan)
+    return _Opened(job, {job.path(unit).name: unit for unit in plan.units}, job.results())
+
+
+def _text_source(settings: Mapping[str, object], text_field: str) -> TextSource:
+    """Return what makes the texts: the field that the user names or, for the default, what `embed` was told."""
+    if text_field != _TEXT:
+        return text_field
+    if settings.get("drop_text"):
+        return None
+    template = settings.get("template")
+    return str(settings.get("text_field", _TEXT)) if template is None else Template(str(template))
+
+
 def _open_unit(
-    path: str, kind: str, made: Made, rows: int, text_field: str, columns: Any
+    path: str, kind: str, made: Made, rows: int, source: TextSource, columns: Any
 ) -> VectorFile:
     if kind == "parquet":
-        return ParquetVectors(path, made, rows, text_field, columns)
+        return ParquetVectors(path, made, rows, source, columns)
     if kind == "jsonl":
-        return LinesFile(path, made, rows, text_field, header=False)
+        return LinesFile(path, made, rows, source, header=False, places=True)
     return MatrixFile(path, made, rows, f"{os.path.splitext(path)[0]}.{ROWS}")
 
 

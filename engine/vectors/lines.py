@@ -3,17 +3,16 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
 from lastword.cli.documents.chunks import place_fields
 from lastword.cli.read import Record
-from lastword.cli.read.value import text_of
 from lastword.errors import InputError
 from lastword.vectors.made import Made
-from lastword.vectors.stored_record import own_id, place_of
+from lastword.vectors.stored_record import TextSource, own_id, place_of, text_in
 from lastword.weights import parse_object
 from lastword.weights.files.dtypes import torch_dtype
 
@@ -28,17 +27,26 @@ class LinesFile:
         path: the file.
         made: how the vectors were made.
         count: the number of vectors that the metadata says; None if it does not say.
-        text_field: the field that holds the text.
+        source: what makes the texts.
         header: whether the first line holds the metadata.
+        places: whether `embed` has added the place to each record; otherwise fields of these names are its own.
     """
 
-    has_fields = has_texts = True
+    has_fields = True
 
     def __init__(
-        self, path: str, made: Made, count: int | None, text_field: str, *, header: bool
+        self,
+        path: str,
+        made: Made,
+        count: int | None,
+        source: TextSource,
+        *,
+        header: bool,
+        places: bool,
     ) -> None:
         self.name, self.count = path, count
-        self._made, self._text_field, self._before = made, text_field, int(header)
+        self._made, self._source, self._before = made, source, int(header)
+        self._places, self.has_texts = places, source is not None
         self._starts: list[int] = []  # where each group begins in the file
         self._dtype = torch_dtype(made.layout.safetensors)
         self._field = ""
@@ -70,10 +78,12 @@ class LinesFile:
     def records(self, rows: Sequence[int]) -> Iterator[Record]:
         """Yield the record of each of these rows, given in ascending order; `blocks` must have come to its end."""
         with open(self.name, "rb") as file:
-            for row in rows:
-                file.seek(self._starts[row // _GROUP])
-                line = next(islice(file, row % _GROUP, None))
-                yield self._record(line, row)
+            for group, members in groupby(rows, lambda row: row // _GROUP):
+                file.seek(self._starts[group])
+                after = group * _GROUP  # the row of the next line
+                for row in members:
+                    yield self._record(next(islice(file, row - after, None)), row)
+                    after = row + 1
 
     def _where(self, row: int) -> str:
         return f"{self.name}:{row + 1 + self._before}"
@@ -82,14 +92,12 @@ class LinesFile:
         """Return what is before the vector in a line, and the vector as JSON."""
         if not self._field:
             fields = parse_object(line, self._where(row), InputError)
-            self._field = (
-                f", {json.dumps(list(fields)[-1], ensure_ascii=False)}: [" if fields else ""
-            )
+            self._field = f"{json.dumps(list(fields)[-1], ensure_ascii=False)}: [" if fields else ""
         head, found, tail = line.rstrip(b"\r\n").rpartition(self._field.encode() or b"\n")
         if not found or not tail.endswith(b"]}"):
             what = "does not end with a vector"
             raise InputError(self._where(row), what, remedy=_DAMAGED)
-        return head, b"[" + tail[:-1]
+        return head.removesuffix(b", "), b"[" + tail[:-1]
 
     def _vector(self, line: bytes, row: int) -> list[float]:
         _, stored = self._split(line, row)
@@ -121,12 +129,11 @@ class LinesFile:
         where = self._where(row)
         head = self._split(line, row)[0].decode()
         fields = parse_object(head + "}", where, InputError)
-        place = place_of(fields, where)
-        text = text_of(fields, self._text_field, where)
+        place = place_of(fields, where) if self._places else None
+        text = text_in(fields, self._source, where)
         path, number, chunk = place or (self.name, row + 1 + self._before, None)
-        found = Record(
-            text, path, number, frozenset(fields), head, chunk, id=own_id(fields.get("id"))
-        )
+        own, names = own_id(fields.get("id")), frozenset(fields)
+        found = Record(text, path, number, names, head, chunk, own, self.has_texts)
         # `embed` has added the place after the record's own fields.
         return (
             found

@@ -70,9 +70,11 @@ class Made:
             or int(dim) % ELEMENT_TYPES[str(precision)].packed
             or not all(isinstance(each, str) for each in texts)
             or not isinstance(ranges, str | None)
-            or (precision == "uint8" and ranges is None)
         ):
             raise InputError(where, "its metadata is damaged", remedy=_AGAIN)
+        if precision == "uint8" and ranges is None:
+            what = "made by an earlier version of lastword, which did not write down its --ranges"
+            raise InputError(where, what, got="uint8 without ranges", remedy=_AGAIN)
         return Made(where, str(texts[0]), str(texts[1]), int(dim), str(precision), ranges)
 
     @property

@@ -11,7 +11,7 @@ from lastword.cli.read import Record
 from lastword.cli.write import npy_header
 from lastword.errors import InputError, LastwordError
 from lastword.vectors.made import Made
-from lastword.vectors.stored_record import place_of, without_text
+from lastword.vectors.stored_record import own_id, place_of, without_fields
 from lastword.weights import parse_object
 from lastword.weights.files.dtypes import ELEMENT_SIZES
 from lastword.weights.files.file_tensor import map_tensor
@@ -69,7 +69,7 @@ class MatrixFile:
         """
         if self._rows is None:
             for row in rows:
-                yield without_text((self.name, row + 1, None), None)
+                yield without_fields((self.name, row + 1, None), None)
             return
         wanted, lines = set(rows), 0
         with open(self._rows, "rb") as file:
@@ -91,7 +91,7 @@ class MatrixFile:
         place, text = place_of(fields, where), fields.get("text")
         if place is None or not isinstance(text, str | None):
             raise InputError(where, "its place is damaged", remedy=_DAMAGED)
-        return without_text(place, text)
+        return without_fields(place, text, own_id(fields.get("id")))
 
     def _begins_with_a_text(self) -> bool:
         """Return whether the texts of chunks are beside the vectors, by the first of them."""

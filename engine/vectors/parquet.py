@@ -4,6 +4,7 @@ import ctypes
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -12,10 +13,9 @@ from torch import Tensor
 
 from lastword.bulk.parquet import OWN_COLUMNS
 from lastword.cli.read import PLACE, Record
-from lastword.cli.read.value import text_of
 from lastword.errors import InputError, require_extra
 from lastword.vectors.made import Made
-from lastword.vectors.stored_record import own_id, place_of
+from lastword.vectors.stored_record import TextSource, own_id, place_of, text_in
 from lastword.weights.files.dtypes import torch_dtype
 
 _DAMAGED = "Embed the texts again."
@@ -23,7 +23,7 @@ _ID, _OTHER, *_ = OWN_COLUMNS
 
 
 def open_parquet(path: str) -> Any:
-    """Open a Parquet file.
+    """Open a Parquet file, to be closed by the caller.
 
     Raises:
         MissingPackageError: pyarrow is not installed.
@@ -54,40 +54,41 @@ class ParquetVectors:
         path: the file.
         made: how the vectors were made.
         count: the number of vectors that a job's record says; None without a job.
-        text_field: the column that holds the text.
+        source: what makes the texts.
         columns: the types of the records' fields, as `column_types` gives them; None if they are not known.
 
     Raises:
         InputError: the file holds no such vectors.
     """
 
-    has_fields = has_texts = True
+    has_fields = True
 
     def __init__(
         self,
         path: str,
         made: Made,
         count: int | None,
-        text_field: str,
+        source: TextSource,
         columns: Mapping[str, str] | None,
     ) -> None:
-        self.name, self._made, self._text_field, self._columns = path, made, text_field, columns
-        self._file = open_parquet(path)
-        metadata = self._file.metadata
+        self.name, self._made, self._source, self._columns = path, made, source, columns
+        self.has_texts = source is not None
+        # The file is opened again to be read: a job may have more files than a process may have open.
+        with open_parquet(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._ends = list(accumulate(sizes))
         self.count: int | None = metadata.num_rows
         if count is not None and count != self.count:
             got = f"{self.count:,} rows"
             raise InputError(path, "damaged", got=got, expected=f"{count:,}", remedy=_DAMAGED)
-        self._field = self._find_column()
-        self._names = [name for name in self._file.schema_arrow.names if name != self._field]
+        self._field = self._find_column(schema)
+        self._names = [name for name in schema.names if name != self._field]
 
-    def _find_column(self) -> str:
+    def _find_column(self, schema: Any) -> str:
         """Return the name of the column of vectors, the only one with lists of a fixed size."""
         import pyarrow as pa
 
-        schema = self._file.schema_arrow
         found = [each for each in schema if pa.types.is_fixed_size_list(each.type)]
         dtype = str(torch_dtype(self._made.layout.safetensors)).removeprefix("torch.")
         element = {"float16": "halffloat", "float32": "float"}.get(dtype, dtype)
@@ -105,29 +106,31 @@ class ParquetVectors:
     def blocks(self) -> Iterator[Tensor]:
         """Yield the stored codes [n, width] of each row group."""
         dtype, width = torch_dtype(self._made.layout.safetensors), self._made.width
-        for group in range(len(self._ends)):
-            table = self._read(group, [f"{self._field}.list.element"])
-            for chunk in table.column(0).chunks:
-                if chunk.null_count or chunk.values.null_count:
-                    where = f"{self.name}: row group {group}"
-                    raise InputError(where, "a vector is missing", remedy=_DAMAGED)
-                if len(chunk):
-                    values = chunk.flatten()
-                    yield _tensor(values, dtype).view(len(chunk), width)
+        with open_parquet(self.name) as file:
+            for group in range(len(self._ends)):
+                table = self._read(file, group, [f"{self._field}.list.element"])
+                for chunk in table.column(0).chunks:
+                    if chunk.null_count or chunk.values.null_count:
+                        where = f"{self.name}: row group {group}"
+                        raise InputError(where, "a vector is missing", remedy=_DAMAGED)
+                    if len(chunk):
+                        values = chunk.flatten()
+                        yield _tensor(values, dtype).view(len(chunk), width)
 
     def records(self, rows: Sequence[int]) -> Iterator[Record]:
         """Yield the record of each of these rows, given in ascending order."""
         table, held = None, -1
-        for row in rows:
-            group = bisect_right(self._ends, row)
-            if group != held:
-                table, held = self._read(group, self._names), group
-            start = self._ends[group - 1] if group else 0
-            yield self._record(table.slice(row - start, 1).to_pylist()[0], row)  # type: ignore[union-attr]
+        with open_parquet(self.name) as file:
+            for row in rows:
+                group = bisect_right(self._ends, row)
+                if group != held:
+                    table, held = self._read(file, group, self._names), group
+                start = self._ends[group - 1] if group else 0
+                yield self._record(table.slice(row - start, 1).to_pylist()[0], row)  # type: ignore[union-attr]
 
-    def _read(self, group: int, columns: list[str]) -> Any:
+    def _read(self, file: Any, group: int, columns: list[str]) -> Any:
         try:
-            return self._file.read_row_group(group, columns=columns, use_threads=False)
+            return file.read_row_group(group, columns=columns, use_threads=False)
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             where = f"{self.name}: row group {group}"
@@ -140,15 +143,15 @@ class ParquetVectors:
             raise InputError(where, "has no path", remedy=_DAMAGED)
         path, line, chunk = place
         fields = self._fields(row, where)
-        text = text_of(fields, self._text_field, where)
+        text = text_in(fields, self._source, where)
         whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
-        found = Record(text, path, line, frozenset(fields), whole, chunk)
+        found = Record(text, path, line, frozenset(fields), whole, chunk, has_text=self.has_texts)
         own = row.get(_ID) if self._columns is None or _ID in self._columns else None
         if own == found.where:  # there is no field of this name
             del fields[_ID]
             whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
-            return Record(text, path, line, frozenset(fields), whole, chunk)
-        return Record(text, path, line, frozenset(fields), whole, chunk, id=own_id(own))
+            return replace(found, names=frozenset(fields), fields=whole)
+        return replace(found, id=own_id(own))
 
     def _fields(self, row: Mapping[str, Any], where: str) -> dict[str, object]:
         """Return the fields of the record that a row was made of; fields that are null are left out."""

@@ -1,12 +1,15 @@
 """Records of stored vectors, as `lastword search` prints them, made from what the files say of each vector."""
 
-import json
 from collections.abc import Mapping
 
-from lastword.cli.read import PLACE, Chunk, Record
+from lastword.cli.read import PLACE, Chunk, Record, Template
+from lastword.cli.read.record import open_object
+from lastword.cli.read.value import text_of
 from lastword.errors import InputError
 
 Place = tuple[str, int | None, Chunk | None]
+# What makes the text of a record: the name of a field, or a template; None if the texts are not stored.
+TextSource = str | Template | None
 
 
 def place_of(fields: Mapping[str, object], where: str) -> Place | None:
@@ -35,13 +38,24 @@ def place_of(fields: Mapping[str, object], where: str) -> Place | None:
     return path, line, Chunk(number, start, end)
 
 
-def without_text(place: Place, text: str | None) -> Record:
-    """Return the record of a vector that is stored with its place only and, if it is of a chunk, the chunk's text."""
-    fields = json.dumps({"text": text or ""}, ensure_ascii=False)[:-1]
+def without_fields(place: Place, text: str | None, own: str | int | None = None) -> Record:
+    """Return the record of a vector stored with its place only and perhaps an id and, for a chunk, the chunk's text."""
+    fields = {} if text is None else {"text": text}
     path, line, chunk = place
     return Record(
-        text or "", path, line, frozenset(("text",)), fields, chunk, has_text=text is not None
+        text or "", path, line, frozenset(fields), open_object(fields), chunk, own, text is not None
     )
+
+
+def text_in(fields: Mapping[str, object], source: TextSource, where: str) -> str:
+    """Return the text of a record with these fields; "" if the texts are not stored.
+
+    Raises:
+        InputError: a field is missing or has another type.
+    """
+    if isinstance(source, Template):
+        return source.fill(fields, where)
+    return "" if source is None else text_of(fields, source, where)
 
 
 def own_id(value: object) -> str | int | None:

@@ -335,6 +335,8 @@ def run(args: argparse.Namespace) -> int:
         # `closing` frees the model on Ctrl-C too.
         embedder = files.enter_context(closing(options.open_embedder(args)))
         work = Work(args, output_format, embedder, failures)
+        if args.with_places and output_format == "jsonl":
+            work.metadata["places"] = "true"  # a record may have such fields of its own
         places = None if rows is None or rows_out is None else work.places(rows_out, rows)
         meter = read.Meter(inputs)
         writer = work.writer(out, args.output or console.STDOUT)
@@ -396,7 +398,18 @@ class Work:
             "prompt": self.prompt,
             "lastword": lastword.__version__,
             **(chunking or {}),
+            **self._about_texts(),
         }
+
+    def _about_texts(self) -> dict[str, str]:
+        """Return what a search of the vectors needs to know of the texts, unless it is the default."""
+        args = self._args
+        found = {
+            "text_field": args.text_field if args.text_field != "text" else None,
+            "template": args.template,
+            "drop_text": "true" if args.drop_text else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def begin(self, failures: Failures) -> None:
         """From now on, collect the texts that cannot be used in `failures`, and count other texts left out anew."""

@@ -224,6 +224,8 @@ def _find_stored(args: argparse.Namespace) -> "list[Found]":
         (args.overlap, "--overlap"),
         (args.on_error, "--on-error"),
         (args.errors, "--errors"),
+        (args.where, "--where"),
+        (args.template, "--template"),
         (args.text_field != "text" and not any(file.has_fields for file in files), "--text-field"),
     ):
         if value:
@@ -235,8 +237,8 @@ def _find_stored(args: argparse.Namespace) -> "list[Found]":
         raise InputError(
             "--rerank",
             "needs the texts",
-            got=f"{valid_name(bare)}, which holds vectors and their places only",
-            remedy="Embed them to .jsonl or as a job in Parquet, which keep the texts.",
+            got=f"{valid_name(bare)}, which holds no texts",
+            remedy="Embed them to .jsonl or as a job in Parquet, without --drop-text.",
         )
     return found
 
@@ -247,7 +249,9 @@ def _take_as_file(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is no such file; the argument may be meant as a query.
     """
-    if not os.path.lexists(args.query) and not names_many(args.query) and args.query != read.STDIN:
+    given = args.query
+    local = read.scheme_of(given) is None and not names_many(given) and given != read.STDIN
+    if local and not os.path.lexists(given):
         remedy = "With --queries every argument is a file: leave QUERY out."
         raise InputError(args.query, "No such file or directory", remedy=remedy)
     args.files.insert(0, args.query)

@@ -56,7 +56,8 @@ class Record:
     @property
     def has_others(self) -> bool:
         """Whether the record has fields other than its text."""
-        return list(json.loads(f"{self.fields}}}").values()) != [self.text]
+        values = list(json.loads(f"{self.fields}}}").values())
+        return values != ([self.text] if self.has_text else [])
 
     @property
     def where(self) -> str:

@@ -296,6 +296,8 @@ def test_reranking_stored_texts(call, tmp_path) -> None:
         (("--input-format", "jsonl"), "--input-format"),
         (("--on-error", "skip"), "--on-error"),
         (("--text-field", "body"), "--text-field"),
+        (("--where", "id=doc-1"), "--where"),
+        (("--template", "{id}"), "--template"),
     ],
 )
 def test_options_about_texts_are_refused(call, option, named) -> None:
@@ -349,10 +351,9 @@ def test_what_may_not_be_mixed(call, tmp_path) -> None:
 
 def test_another_model_is_refused(call) -> None:
     call.embed("a.txt", "-o", "v/", *JOB)
-    from lastword.weights import BUILTIN, locate
+    from lastword.weights import locate
 
     error = call.refused(QUERY, "v/", model=locate(None).folder)
-    assert BUILTIN
     model = Embedder(call.model, device="cpu")
     assert (
         f"v/: vectors of another model or other settings; got space {model.info.space_fingerprint()}"
