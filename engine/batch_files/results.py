@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from lastword.cli import console
 from lastword.cli.output import is_stream, open_output
-from lastword.errors import InputError
+from lastword.errors import InputError, LastwordError
 from lastword.weights.files.atomic import check_folder, lock, name_write_errors, replace_file
 from lastword.weights.json_fields import read_object
 
@@ -147,11 +147,11 @@ def earlier_settings(path: str) -> dict[str, Any] | None:
 def _read_settings(file: Path) -> dict[str, Any]:
     """Read a file with the version and settings of a run; refuse any other file."""
     try:
-        found = read_object(file, InputError)
+        found = read_object(file)
         got = None if found.keys() >= {"version", "settings"} else "another object"
         if got is None and not isinstance(found["settings"], dict):
             got = "settings that are no object"
-    except InputError as error:
+    except LastwordError as error:
         got = error.what
     if got is not None:
         what, remedy = "is not from run-batch, or is damaged", "Move it, or name another output."

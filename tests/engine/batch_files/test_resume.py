@@ -27,7 +27,8 @@ from lastword.cli.main import main
 from lastword.errors import InputError
 from lastword.runtime.runner import FutureWait
 
-RUN = ("run-batch", "-i", "in.jsonl", "-o", "out.jsonl", "--device", "cpu")
+OPTIONS = ("-o", "out.jsonl", "--device", "cpu")
+RUN = ("run-batch", "-i", "in.jsonl", *OPTIONS)
 OUT, SETTINGS = Path("out.jsonl"), Path("out.jsonl.run.json")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = [
@@ -71,14 +72,14 @@ def by_batch(request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "open_embedder", load)
 
 
-def run(*others: str) -> bytes:
-    assert main([*RUN, "--quiet", *others]) == 0
+def run(*others: str, source: str = "in.jsonl") -> bytes:
+    assert main(["run-batch", "-i", source, *OPTIONS, "--quiet", *others]) == 0
     return OUT.read_bytes()
 
 
-def refused(capfd: pytest.CaptureFixture, *others: str) -> str:
+def refused(capfd: pytest.CaptureFixture, *others: str, source: str = "in.jsonl") -> str:
     capfd.readouterr()
-    assert main([*RUN, "--quiet", *others]) == 2
+    assert main(["run-batch", "-i", source, *OPTIONS, "--quiet", *others]) == 2
     return capfd.readouterr().err
 
 
@@ -243,14 +244,15 @@ def test_settings_that_run_batch_did_not_write(
     assert (OUT.read_text() if OUT.exists() else None) == begun
 
 
-@pytest.mark.parametrize("option", ["-i", "--ranges"])
 def test_an_input_where_the_settings_go(
-    by_batch: None, capfd: pytest.CaptureFixture, batch_file: Path, option: str
+    by_batch: None, capfd: pytest.CaptureFixture, batch_file: Path
 ) -> None:
     lines = batch_file.read_text()
     batch_file.rename(SETTINGS)
     batch_file.write_text(lines)
-    assert "out.jsonl.run.json: would be overwritten" in refused(capfd, option, str(SETTINGS))
+    said = "out.jsonl.run.json: would be overwritten"
+    assert said in refused(capfd, source=str(SETTINGS))
+    assert said in refused(capfd, "--ranges", str(SETTINGS))
     assert SETTINGS.read_text() == lines
 
 
@@ -485,9 +487,9 @@ def test_packed_input(by_batch: None, batch_file: Path, packing: str) -> None:
     else:
         data = gzip.compress(data)
     Path(f"in.jsonl.{packing}").write_bytes(data)
-    assert run("-i", f"in.jsonl.{packing}") == whole
+    assert run(source=f"in.jsonl.{packing}") == whole
     OUT.write_bytes(whole[:3000])
-    assert run("-i", f"in.jsonl.{packing}") == whole
+    assert run(source=f"in.jsonl.{packing}") == whole
 
 
 @pytest.mark.parametrize(
@@ -504,7 +506,7 @@ def test_other_packed_input_is_refused(
 ) -> None:
     packed = gzip.compress(batch_file.read_bytes())
     Path(name).write_bytes(packed[:-20] if name == "packed.jsonl.gz" else packed)
-    assert message in refused(capfd, "-i", name)
+    assert message in refused(capfd, source=name)
 
 
 def test_a_line_of_100_mb() -> None:
