@@ -17,6 +17,7 @@ from torch import Tensor
 from lastword.batch_files.requests import Request, RequestGroup, RequestReader
 from lastword.batch_files.results import ID, ResultsFile
 from lastword.embedder import Embedder
+from lastword.errors import DeviceError, InputError
 from lastword.model_info import fingerprint
 from lastword.report import Report
 from lastword.reranker import Reranker
@@ -55,10 +56,11 @@ class GroupQueue:
     """The queue that the loop reads: groups of texts, so that no batch has texts of two groups.
 
     Args:
-        more: called when the queue is empty; adds the next group or, at the end of the input, returns False.
+        more: called with `block` when the queue is empty. Adds the next group, or returns False at the end of the
+            input. Without `block` it may raise Empty, if enough groups are read already.
     """
 
-    def __init__(self, more: Callable[[], bool]) -> None:
+    def __init__(self, more: Callable[[bool], bool]) -> None:
         self._more = more
         self._texts: deque[_Text | None] = deque()  # None ends a group
 
@@ -75,12 +77,14 @@ class GroupQueue:
             block: whether to go on after the end of a group.
 
         Raises:
-            Empty: the group ends here; only without `block`.
+            Empty: the group ends here, or the next group has no text for this queue; only without `block`.
         """
         while True:
             while not self._texts:
-                if not self._more():
+                if not self._more(block):
                     return None
+                if not self._texts and not block:
+                    raise Empty
             text = self._texts.popleft()
             if text is not None:
                 return text.item
@@ -105,7 +109,7 @@ class Answers:
         self.name = served_name(model.name) if name is None else name
         self.report = Report()
 
-    def begin(self, more: Callable[[], bool]) -> None:
+    def begin(self, more: Callable[[bool], bool]) -> None:
         """Make the queue; `more` as for `GroupQueue`."""
         self.queue = GroupQueue(more)
         self._results = results_with_shares(self.model, self.queue, self.report)
@@ -135,6 +139,21 @@ class Answers:
         job.left -= 1
         if not job.left:
             job.done()
+
+    def check(self, job: Job) -> None:
+        """Check that what has failed in a job are its own texts.
+
+        Raises:
+            DeviceError: the device has failed; another attempt may succeed.
+        """
+        for each in job.results:
+            if isinstance(each, Exception) and not isinstance(each, InputError):
+                raise DeviceError(
+                    f"device {self.model.loop.runner.name}",
+                    "failed",
+                    got=f"{type(each).__name__}: {each}",
+                    remedy="The same command goes on with the first request without an answer, pipes aside.",
+                ) from each
 
     def render(self, asked: Body, job: Job) -> Any:
         """Return the answer to a request from the results of its job.
@@ -299,6 +318,20 @@ class PendingGroup:
     pending: list[Pending]
     done: int = 0
 
+    def compute(self) -> None:
+        """Compute until every text has a result.
+
+        Raises:
+            DeviceError: the device has failed.
+        """
+        asked = [(each.answers, each.job) for each in self.pending]
+        jobs = [(by, job) for by, job in asked if by is not None and job is not None]
+        for by, job in jobs:
+            while job.left:
+                by.compute()
+        for by, job in jobs:
+            by.check(job)
+
 
 def answered_lines(
     groups: Iterator[PendingGroup], answers: Iterable[Answers]
@@ -308,12 +341,27 @@ def answered_lines(
     Args:
         groups: the groups. A group is read when the loop has taken all texts of the one before.
         answers: what answers each path.
-    """
-    read = deque[PendingGroup]()
 
-    def read_group() -> bool:
-        """Read one more group and queue its texts; return False at the end of the input."""
-        group = next(groups, None)
+    Raises:
+        DeviceError: a device has failed; raised before the lines of the first group that lacks results.
+        Exception: an exception of `groups`, raised again after the lines of all earlier groups.
+    """
+    read, failure = deque[PendingGroup](), list[Exception]()
+    answers = list(answers)
+    # With as many groups there are enough texts for every batch that may be started.
+    most = 2 + max(each.model.loop.runner.depth for each in answers)
+
+    def read_group(block: bool = True) -> bool:  # noqa: FBT001, FBT002  as queue.Queue has it
+        """Read one more group and queue its texts, as `GroupQueue` asks for; return False at the end of the input."""
+        if failure:
+            raise failure[0]
+        if not block and len(read) >= most:
+            raise Empty
+        try:
+            group = next(groups, None)
+        except Exception as error:  # a generator that has failed looks like one that has ended
+            failure.append(error)
+            raise
         if group is None:
             return False
         read.append(group)
@@ -326,9 +374,7 @@ def answered_lines(
         each.begin(read_group)
     while read or read_group():
         group = read[0]
-        for pending in group.pending:
-            while pending.answers is not None and pending.job is not None and pending.job.left:
-                pending.answers.compute()
+        group.compute()
         yield (each.line() for each in group.pending[group.done :])
         read.popleft()
 
@@ -342,7 +388,7 @@ def prepare(
         request: the request.
         name: a hash that names it.
         answers: what answers each path.
-        done: called once it is known what the answer is made of.
+        done: called once every text has a result, if the request can be answered.
     """
     pending = Pending(request, name)
     if request.error is None:
@@ -351,8 +397,6 @@ def prepare(
             pending.asked, pending.job = pending.answers.prepare(request.body, done)
         except ServeError as error:
             pending.failure = error
-    if pending.job is None:
-        done()
     return pending
 
 
@@ -368,7 +412,7 @@ def pending_groups(
         reader: reads the input.
         results: the output.
         answers: what answers each path.
-        advance: called with the bytes of each request that needs no more work.
+        advance: called with the bytes of requests that need no more work, by the caller's thread only.
 
     Raises:
         InputError: the input cannot be read, or is not the one that the output is from.
@@ -392,6 +436,9 @@ def pending_groups(
         ]
         return PendingGroup(pending, done)
 
+    groups: Iterator[PendingGroup] = map(work, unfinished())
     if any(each.model.loop.runner.ahead for each in answers.values()):
-        return map_ahead(work, unfinished(), at_once=lambda _: False)
-    return map(work, unfinished())
+        groups = map_ahead(work, unfinished(), at_once=lambda _: False)
+    for group in groups:
+        advance(sum(each.request.size for each in group.pending if each.job is None))
+        yield group

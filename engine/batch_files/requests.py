@@ -4,9 +4,11 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
+from lastword.cli.read.kinds import kind_of
 from lastword.errors import InputError, count, one_line
 from lastword.serve.errors import ServeError, bad_request
 from lastword.serve.protocols.body import Body, read_json, validate
@@ -92,7 +94,7 @@ class RequestReader:
         stream: the file.
         name: its name, for messages.
         urls: for each path that a request may name, None, or the reason why it cannot be answered.
-        max_line: the most bytes of a line. Longer lines become errors.
+        max_line: the most bytes of a line without its end. Longer lines become errors.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class RequestReader:
         """Yield groups of requests.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or is of another kind, such as a zip file.
         """
         requests, size, texts = list[Request](), 0, 0
         while (request := self._next()) is not None:
@@ -120,16 +122,24 @@ class RequestReader:
 
     def _next(self) -> Request | None:
         """Return the next request, or None at the end of the file."""
-        while line := self._read(self._max_line + 1):
-            self._line, size, end = self._line + 1, len(line), line[-1:]
+        while line := self._read(self._max_line + len(b"\r\n")):
+            self._line, size, end = self._line + 1, len(line), line[-2:]
             if size > self._max_line:
-                while end != b"\n" and (more := self._read(_SKIPPED_BYTES)):
-                    size, end = size + len(more), more[-1:]
+                while end[-1:] != b"\n" and (more := self._read(_SKIPPED_BYTES)):
+                    size, end = size + len(more), (end + more)[-2:]
             if self._line == 1:
+                self._check_kind(line)
                 line = line.removeprefix(_BYTE_ORDER_MARK)
             if line := line.rstrip():
-                return self._parse(line, size)
+                ended = len(end) - len(end.removesuffix(b"\n").removesuffix(b"\r"))
+                return self._parse(line, size, size - ended)
         return None
+
+    def _check_kind(self, line: bytes) -> None:
+        found = kind_of(line[:8].decode(errors="surrogateescape"))
+        if found is not None:
+            remedy = "Convert it to JSON lines first, or unpack it."
+            raise InputError(self._name, "is not JSON lines", got=found[0], remedy=remedy)
 
     def _read(self, most: int) -> bytes:
         try:
@@ -140,14 +150,23 @@ class RequestReader:
         self._hash.update(found)
         return found
 
-    def _parse(self, line: bytes, size: int) -> Request:
-        """Make the request of a line; of a line of more than `max_line` bytes, `line` is only the beginning."""
+    def _parse(self, line: bytes, size: int, length: int) -> Request:
+        """Make the request of a line.
+
+        Args:
+            line: the line; only its beginning if it has more than `max_line` bytes.
+            size: its bytes.
+            length: its bytes without the line end.
+        """
         value, problem, url, body = dict[str, Any](), None, "", None
         try:
-            if size > self._max_line:
+            if length > self._max_line:
                 if (found := _FIRST_ID.match(line)) is not None:
-                    value = _as_object(b"{%s}" % found[1])
-                said = f"too long; got {count(size, 'byte')}, expected at most {self._max_line:,}."
+                    with suppress(ServeError):  # it is not valid JSON
+                        value = _as_object(b"{%s}" % found[1])
+                said = (
+                    f"too long; got {count(length, 'byte')}, expected at most {self._max_line:,}."
+                )
                 raise bad_request(said, code="too_long")
             value = _as_object(line)
             checked = validate(BatchLine, value)

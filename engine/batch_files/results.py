@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from lastword.cli import console
 from lastword.cli.output import is_stream, open_output
-from lastword.errors import InputError
+from lastword.errors import InputError, LastwordError
 from lastword.weights.files.atomic import check_folder, lock, name_write_errors, replace_file
 from lastword.weights.json_fields import read_object
 
@@ -48,7 +48,7 @@ class ResultsFile:
             ids: the hashes of the requests, as in the lines' `id`.
 
         Raises:
-            InputError: a line is not that of its request.
+            InputError: a line is not that of its request, or damaged.
         """
         if self._old is None:
             return 0
@@ -73,10 +73,13 @@ class ResultsFile:
         if _ANSWERED in line:
             return
         self.errors += 1
-        if not self.first_error:
+        try:
             found = json.loads(line)
             failure = found["error"] or found["response"]["body"]["error"]
-            self.first_error = f"custom_id {found['custom_id']!r}: {failure['message']}"
+            said = f"custom_id {found['custom_id']!r}: {failure['message']}"
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise InputError(f"{self._name}:{self.requests}", "is damaged", remedy=_NEW) from None
+        self.first_error = self.first_error or said
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._stream.fileno(), size)
@@ -115,33 +118,64 @@ def earlier_settings(path: str) -> dict[str, Any] | None:
     """Return the settings of the earlier run that the file `path` is from; None if it is missing or empty.
 
     Raises:
-        InputError: the file is not empty, and not from run-batch or from one that can be continued.
-        ConfigError: the file with the settings is damaged.
+        InputError: the file is not empty, and not from run-batch or from one that can be continued; or its file with
+            the settings, which a run replaces or removes, is not from run-batch, or is damaged.
     """
-    if is_stream(path) or not os.path.exists(path) or not os.path.getsize(path):
+    if is_stream(path):
         return None
+    begun = os.path.exists(path) and os.path.getsize(path) > 0
     if not settings_file(path).exists():
+        if not begun:
+            return None
         raise InputError(
             path,
             "exists already",
             expected="a new file, or the unfinished output of run-batch with its .run.json file",
             remedy="Name another file. Answers to requests from a pipe cannot be continued.",
         )
-    found = read_object(settings_file(path))
-    if found.get("version") != VERSION:
-        got = f"version {found.get('version')}"
+    found = _read_settings(settings_file(path))
+    if not begun:
+        return None
+    if found["version"] != VERSION:
+        got = f"version {found['version']}"
         raise InputError(
             str(settings_file(path)), "is of another version of lastword", got=got, remedy=_NEW
         )
     return dict(found["settings"])
 
 
-def check_settings(path: str, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Read a file with the version and settings of a run; refuse any other file."""
+    try:
+        found = read_object(file)
+        got = None if found.keys() >= {"version", "settings"} else "another object"
+        if got is None and not isinstance(found["settings"], dict):
+            got = "settings that are no object"
+    except LastwordError as error:
+        got = error.what
+    if got is not None:
+        what, remedy = "is not from run-batch, or is damaged", "Move it, or name another output."
+        expected = "the settings of a run, which a new run replaces"
+        raise InputError(str(file), what, got=got, expected=expected, remedy=remedy)
+    return found
+
+
+def check_settings(
+    path: str, settings: Mapping[str, Any] | None, before: Mapping[str, Any]
+) -> None:
     """Check that a run has the settings of the earlier run that it continues.
 
+    Args:
+        path: the output.
+        settings: the settings of the run; None if its input is a pipe.
+        before: the settings of the earlier run.
+
     Raises:
-        InputError: a setting differs; the error names the first one.
+        InputError: a setting differs, and the error names the first one; or the input is a pipe.
     """
+    if settings is None:
+        what = "holds answers already, and requests from a pipe cannot be read again"
+        raise InputError(path, what, remedy="Name another file.")
 
     # If the model is another, much differs: its name says most, its fingerprint least.
     def order(name: str) -> tuple[bool, bool, str]:
@@ -165,11 +199,10 @@ def open_results(path: str, settings: Mapping[str, Any] | None) -> Iterator[Resu
 
     Args:
         path: the output.
-        settings: the settings of the run, equal to those of the earlier run if there is one; None if the run cannot be
-            continued later.
+        settings: the settings of the run; None if the run cannot be continued later.
 
     Raises:
-        InputError: the output cannot be written, or another process is writing it.
+        InputError: the output cannot be written, another process writes it, or it is from a run with other settings.
     """
     if is_stream(path):
         with open_output(path) as stream:
@@ -187,7 +220,9 @@ def open_results(path: str, settings: Mapping[str, Any] | None) -> Iterator[Resu
         except OSError:
             pass  # the file system has no locks
         old = None
-        if os.path.getsize(path):
+        before = earlier_settings(path)  # again, now locked: another run may have begun the file
+        if before is not None:
+            check_settings(path, settings, before)
             old = files.enter_context(open(path, "rb", buffering=1 << 20))
         elif settings is not None:
             with replace_file(settings_file(path)) as out:

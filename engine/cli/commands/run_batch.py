@@ -1,16 +1,18 @@
 """`lastword run-batch`: answer the requests of an OpenAI batch file, as `lastword serve` would, into a file."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lastword.cli import console, options
 from lastword.cli.commands.serve import add_answer_options, add_limits, open_ranges, reranks
-from lastword.cli.output import check_extension, is_stream
+from lastword.cli.output import check_extension, is_packed, is_stream
+from lastword.cli.read import scheme_of, sources, split_ending
 from lastword.errors import InputError, count, require_extra
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.path_argument,
         required=True,
         metavar="FILE",
-        help="the requests, as JSON lines; - for stdin",
+        help="the requests, as JSON lines, also compressed (.gz, .zst) or at a URL; - for stdin",
     )
     parser.add_argument(
         "-o",
@@ -65,7 +67,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the requests and count their tokens, without computing or writing anything",
+        help="check the requests and count their tokens, and check that an existing OUT can be continued, without "
+        "computing or writing anything",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
     add_answer_options(parser)
@@ -84,61 +87,67 @@ def run(args: argparse.Namespace) -> int:
     from lastword.batch_files.requests import RequestReader
     from lastword.batch_files.results import ResultsFile, check_settings, open_results
 
-    before = None if args.dry_run else _earlier_settings(args)
+    before = None if args.output_file is None else _earlier_settings(args)
     with ExitStack() as stack:
-        file = stack.enter_context(_open_input(args.input_file))
+        file = _open_input(args.input_file, stack)
         answers = _open_answers(args, stack, before or {})
         name = "stdin" if args.input_file == "-" else args.input_file
         reader = RequestReader(file, name, _urls(answers), args.max_body_bytes)
         notices = (notice for each in answers.values() for notice in each.model.notices)
         console.say_all(notices, quiet=args.quiet)
-        if args.dry_run:
-            results = ResultsFile(sys.stdout.buffer, console.STDOUT)
-            return _check(args, reader, results, answers)
         settings = _facts(args, answers)
         if before is not None:
             check_settings(args.output_file, settings, before)
+        if args.dry_run:
+            results = ResultsFile(console.stdout_bytes(), console.STDOUT)
+            return _check(args, reader, results, answers)
         kept = None if is_stream(args.input_file) else settings
         results = stack.enter_context(open_results(args.output_file, kept))
         return _answer(args, reader, results, answers)
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    if args.dry_run:
-        return
+    from lastword.batch_files.results import settings_file
+
     if args.output_file is None:
+        if args.dry_run:
+            return
         raise InputError("-o", "missing", expected="a file for the answers, or - for stdout")
     check_extension(args.output_file, "jsonl", "run-batch, which writes JSON lines")
-    if not (is_stream(args.input_file) or is_stream(args.output_file)):
-        options.refuse_overwriting((args.input_file,), (args.output_file,))
+    if not is_stream(args.output_file):
+        inputs = None if is_stream(args.input_file) else args.input_file, args.ranges
+        outputs = args.output_file, str(settings_file(args.output_file))
+        options.refuse_overwriting(inputs, outputs)
     if args.output_file == "-":
         console.stdout_bytes()
 
 
 def _earlier_settings(args: argparse.Namespace) -> dict[str, Any] | None:
     """Return the settings of the earlier run that this run continues, or None if there is none."""
-    from lastword.batch_files.results import earlier_settings
+    from lastword.batch_files.results import check_settings, earlier_settings
 
     before = earlier_settings(args.output_file)
     if before is not None and is_stream(args.input_file):
-        what = "holds answers already, and requests from a pipe cannot be read again"
-        raise InputError(args.output_file, what, remedy="Name another file.")
+        check_settings(args.output_file, None, before)
     return before
 
 
-@contextmanager
-def _open_input(path: str) -> Iterator[BinaryIO]:
+def _open_input(path: str, stack: ExitStack) -> BinaryIO:
+    """Open the requests; `stack` closes them."""
+    from lastword.cli.read.kinds import packing_of
+    from lastword.cli.read.opening import open_bytes
+
     if path == "-":
         if sys.stdin is None:
             raise InputError("stdin", "is closed", remedy="Name a file.")
-        yield sys.stdin.buffer
-        return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb", buffering=1 << 20))
-        except OSError as error:
-            raise InputError(path, f"cannot be read ({error.strerror or error})") from error
-        yield file
+        return sys.stdin.buffer
+    try:
+        # A file of any name may hold JSON lines; without a format, a packed one is refused.
+        packed = is_packed(split_ending(path)[1]) and packing_of(path) is None
+        (source,) = sources([path], None if packed else "jsonl")
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror or error})") from error
+    return stack.enter_context(io.BufferedReader(open_bytes(source), 1 << 20))
 
 
 def _open_answers(
@@ -165,7 +174,8 @@ def _open_answers(
             found.append(RerankAnswers(stack.enter_context(closing(second)), settings))
     for each in found:
         key = f"--max-batch-tokens for {each.path}"
-        if args.max_batch_tokens is None and key in before:
+        chosen = args.max_batch_tokens is not None and each is found[0]  # not for a second reranker
+        if key in before and not chosen:
             # On a GPU the default depends on its free memory.
             each.model.max_batch_tokens = before[key]
     return {each.path: each for each in found}
@@ -214,7 +224,9 @@ def _answer(
     from lastword.progress import progress_bar
 
     began, show = perf_counter(), console.shows_progress(quiet=args.quiet)
-    total = None if is_stream(args.input_file) else os.path.getsize(args.input_file)
+    path = args.input_file
+    unknown = is_stream(path) or scheme_of(path) is not None or is_packed(split_ending(path)[1])
+    total = None if unknown else os.path.getsize(path)
     with progress_bar(total, show=show, unit="B", what="Answering") as advance:
         groups = pending_groups(reader, results, answers, advance)
         for lines in answered_lines(groups, answers.values()):

@@ -218,6 +218,12 @@ LINES = {
         {"body": {"input": "x" * 2000}, "custom_id": "a"}, None, "line_too_long", "too long; got 2,0"
     ),
     "long, cut id": (request({}, "i" * 3000), None, "line_too_long", "too long"),
+    "long, bad escape": (
+        b'{"custom_id": "\\q", "body": "%s"}' % (b"x" * 2000), None, "line_too_long", "too long"
+    ),
+    "long, no UTF-8": (
+        b'{"custom_id": "\xff", "body": "%s"}' % (b"x" * 2000), None, "line_too_long", "too long"
+    ),
 }  # fmt: skip
 
 
@@ -234,6 +240,26 @@ def test_a_line_that_is_no_request(kind: str) -> None:
     assert message in found["error"]["message"]
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("more", [0, 1, 2, 3, 100])
+def test_the_longest_line(end: bytes, more: int) -> None:
+    lines = [json.dumps(request(BODY, each)).encode() for each in "ab"]
+    data = (lines[0].ljust(len(lines[0]) + more), lines[1])
+    Path("in.jsonl").write_bytes((end or b"\n").join(data) + end)
+    arguments = ("--device", "cpu", "--quiet", "--max-body-bytes", str(len(lines[0])))
+    assert main(["run-batch", "-i", "in.jsonl", "-o", "out.jsonl", *arguments]) == 0
+    first, second = map(json.loads, Path("out.jsonl").read_bytes().splitlines())
+    assert second["response"]["status_code"] == 200
+    if more:
+        assert first["error"]["code"] == "line_too_long"
+        assert (
+            f"got {len(data[0]):,} bytes, expected at most {len(lines[0]):,}"
+            in first["error"]["message"]
+        )
+    else:
+        assert first["response"]["status_code"] == 200
+
+
 def test_a_text_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def bad(rows):
         return [row for row in range(len(rows)) if rows[row].abs().argmax() == worst]
@@ -247,6 +273,31 @@ def test_a_text_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None
         "text of the request: its vector is zero or not finite"
         in (response["body"]["error"]["message"])
     )
+
+
+def test_a_second_reranker_keeps_its_batches(
+    reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lastword.cli import options
+
+    def load(args, model: str) -> Reranker:
+        loaded = open_second(args, model)
+        loaded.max_batch_tokens = next(defaults)
+        return loaded
+
+    open_second, defaults = options.open_second_reranker, iter((200, 300))
+    monkeypatch.setattr(options, "open_second_reranker", load)
+    lines = [
+        request({"input": "a"}),
+        request({"query": "q", "documents": ["a"]}, "r", "/v1/rerank"),
+    ]
+    chosen = ("--reranker", reranker, "--max-batch-tokens", 100)
+    assert run_batch(lines, *chosen) == run_batch(lines, *chosen)
+    settings = json.loads(Path("out.jsonl.run.json").read_bytes())["settings"]
+    found = [
+        settings[f"--max-batch-tokens for {path}"] for path in ("/v1/embeddings", "/v1/rerank")
+    ]
+    assert found == [100, 200]
 
 
 def test_summary(capfd: pytest.CaptureFixture) -> None:
@@ -270,6 +321,33 @@ def test_dry_run(capfd: pytest.CaptureFixture) -> None:
         "in.jsonl: 3 requests, 2 texts, 4 tokens, 2 with an error",
     ]
     assert [path.name for path in Path().iterdir()] == ["in.jsonl"]
+
+
+def test_dry_run_of_a_run_that_is_to_go_on(capfd: pytest.CaptureFixture) -> None:
+    whole = run_batch([request({"input": ["a", "b"]})])
+    arguments = (
+        "run-batch",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--dry-run",
+        "--quiet",
+        "--device",
+        "cpu",
+    )
+    assert main([*arguments]) == 0
+    assert capfd.readouterr().out == "in.jsonl: 1 request, 2 texts, 4 tokens, 0 with an error\n"
+    assert main([*arguments, "--truncate"]) == 2
+    assert "out.jsonl: was begun with another --truncate" in capfd.readouterr().err
+    assert Path("out.jsonl").read_bytes().splitlines(keepends=True) == whole
+
+
+def test_dry_run_without_stdout(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    write_lines([request(BODY)])
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["run-batch", "-i", "in.jsonl", "--dry-run", "--quiet", "--device", "cpu"]) == 2
+    assert "stdout: is closed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

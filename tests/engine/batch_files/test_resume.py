@@ -1,5 +1,6 @@
 """An interrupted run-batch goes on where it stopped, with the same bytes; what does not fit is refused."""
 
+import gzip
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from contextlib import contextmanager
@@ -18,11 +20,15 @@ from helpers.project import ROOT, examples, peak_anonymous
 
 from lastword import Embedder
 from lastword.batch_files import requests
-from lastword.batch_files.requests import RequestReader
+from lastword.batch_files.requests import RequestGroup, RequestReader
+from lastword.batch_files.results import ResultsFile, open_results
 from lastword.cli import options
 from lastword.cli.main import main
+from lastword.errors import InputError
+from lastword.runtime.runner import FutureWait
 
-RUN = ("run-batch", "-i", "in.jsonl", "-o", "out.jsonl", "--device", "cpu")
+OPTIONS = ("-o", "out.jsonl", "--device", "cpu")
+RUN = ("run-batch", "-i", "in.jsonl", *OPTIONS)
 OUT, SETTINGS = Path("out.jsonl"), Path("out.jsonl.run.json")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = [
@@ -66,14 +72,14 @@ def by_batch(request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "open_embedder", load)
 
 
-def run(*others: str) -> bytes:
-    assert main([*RUN, "--quiet", *others]) == 0
+def run(*others: str, source: str = "in.jsonl") -> bytes:
+    assert main(["run-batch", "-i", source, *OPTIONS, "--quiet", *others]) == 0
     return OUT.read_bytes()
 
 
-def refused(capfd: pytest.CaptureFixture, *others: str) -> str:
+def refused(capfd: pytest.CaptureFixture, *others: str, source: str = "in.jsonl") -> str:
     capfd.readouterr()
-    assert main([*RUN, "--quiet", *others]) == 2
+    assert main(["run-batch", "-i", source, *OPTIONS, "--quiet", *others]) == 2
     return capfd.readouterr().err
 
 
@@ -218,8 +224,53 @@ def test_files_that_run_batch_did_not_write(by_batch: None, capfd: pytest.Captur
     OUT.write_text("mine\n")
     assert "out.jsonl:1: is not the answer" in refused(capfd)
     assert OUT.read_text() == "mine\n"
-    SETTINGS.write_text('{"version": 0}')
+    SETTINGS.write_text('{"version": 0, "settings": {}}')
     assert "another version of lastword" in refused(capfd)
+
+
+FOREIGN = ["mine\n", "{}\n", '{"version": 1}', '{"version": 1, "settings": 5}', "[1]", ""]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+@pytest.mark.parametrize("begun", [None, "", "line\n"], ids=["no file", "empty", "a line"])
+def test_settings_that_run_batch_did_not_write(
+    by_batch: None, capfd: pytest.CaptureFixture, foreign: str, begun: str | None
+) -> None:
+    SETTINGS.write_text(foreign)
+    if begun is not None:
+        OUT.write_text(begun)
+    assert "out.jsonl.run.json: is not from run-batch, or is damaged" in refused(capfd)
+    assert SETTINGS.read_text() == foreign
+    assert (OUT.read_text() if OUT.exists() else None) == begun
+
+
+def test_an_input_where_the_settings_go(
+    by_batch: None, capfd: pytest.CaptureFixture, batch_file: Path
+) -> None:
+    lines = batch_file.read_text()
+    batch_file.rename(SETTINGS)
+    batch_file.write_text(lines)
+    said = "out.jsonl.run.json: would be overwritten"
+    assert said in refused(capfd, source=str(SETTINGS))
+    assert said in refused(capfd, "--ranges", str(SETTINGS))
+    assert SETTINGS.read_text() == lines
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:60] + b"\0" * 9 + line[60:],
+        lambda line: line[:60] + b"\n",
+        lambda line: line.replace(b'"error":{', b'"other":{'),
+        lambda line: line.replace(b'"message"', b'"massage"'),
+        lambda line: line[: line.index(b'"error"')] + b'"error":5}\n',
+    ],
+)
+def test_a_damaged_line(by_batch: None, capfd: pytest.CaptureFixture, damage) -> None:
+    first, *others = run().splitlines(keepends=True)
+    assert b'"error":{' in first
+    OUT.write_bytes(b"".join([damage(first), *others[:20]]))
+    assert "out.jsonl:1: is damaged" in refused(capfd)
 
 
 def test_two_processes(by_batch: None, capfd: pytest.CaptureFixture) -> None:
@@ -230,6 +281,109 @@ def test_two_processes(by_batch: None, capfd: pytest.CaptureFixture) -> None:
         lock(other.fileno())
         assert "is being written by another process" in refused(capfd)
     assert run() == whole
+
+
+def test_another_run_ends_while_this_one_loads(
+    by_batch: None, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = options.open_embedder
+
+    def load_slowly(args) -> Embedder:
+        monkeypatch.setattr(options, "open_embedder", load)
+        OUT.write_bytes(run("--truncate")[:3000])
+        return load(args)
+
+    monkeypatch.setattr(options, "open_embedder", load_slowly)
+    assert "was begun with another --truncate" in refused(capfd)
+    assert OUT.stat().st_size == 3000
+    with (
+        pytest.raises(InputError, match="requests from a pipe cannot be read again"),
+        open_results(str(OUT), None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("lines", [4, 10, 16, 30])
+def test_an_input_that_fails(
+    by_batch: None,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: int,
+) -> None:
+    whole, read = run(), RequestReader._read
+    OUT.unlink()
+
+    def fail(self: RequestReader, most: int) -> bytes:
+        if self._line >= lines:
+            raise InputError("in.jsonl", "cannot be read (it fails)")
+        return read(self, most)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(RequestReader, "_read", fail)
+        assert "in.jsonl: cannot be read (it fails)" in refused(capfd)
+    assert OUT.read_bytes() == b"".join(whole.splitlines(keepends=True)[: lines // 8 * 8])
+    assert run() == whole
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_device_that_fails(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *, ahead: bool, at_start: bool
+) -> None:
+    class Failing(ByBatch):
+        left = 1000
+
+        def start(self, task, forest):
+            def fail():
+                raise RuntimeError("CUDA error")
+
+            self.left -= 1
+            if self.left >= 0:
+                return super().start(task, forest)
+            return fail() if at_start else fail
+
+    def load(_) -> Embedder:
+        return Embedder(device="cpu", runner=Failing(256, ahead=ahead, depth=3 * ahead))
+
+    monkeypatch.setattr(options, "open_embedder", load)
+    whole = run()
+    OUT.unlink()
+    with monkeypatch.context() as changed:
+        changed.setattr(Failing, "left", 3)
+        found = refused(capfd)
+    assert "device fake: failed; got RuntimeError: CUDA error. The same command goes on" in found
+    assert OUT.read_bytes() == b"".join(whole.splitlines(keepends=True)[:24])
+    assert run() == whole
+
+
+@pytest.mark.parametrize("line", ["{", json.dumps({"custom_id": "1"})])
+def test_reading_ahead_is_bounded(
+    batch_file: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    class Polled(ByBatch):
+        def start(self, task, forest):
+            return FutureWait(super().start(task, forest).__self__)
+
+    runner, seen, read = Polled(256, seconds=0.5), [], list[RequestGroup]()
+    monkeypatch.setattr(options, "open_embedder", lambda _: Embedder(device="cpu", runner=runner))
+    groups, write = RequestReader.groups, ResultsFile.write
+
+    def counted(self: RequestReader):
+        for group in groups(self):
+            read.append(group)
+            yield group
+
+    def written(self: ResultsFile, lines) -> None:
+        seen.append(len(read))
+        write(self, lines)
+
+    monkeypatch.setattr(RequestReader, "groups", counted)
+    monkeypatch.setattr(ResultsFile, "write", written)
+    batch_file.write_text("".join([line_of(1), "\n", f"{line}\n" * 800]))
+    assert run().count(b"\n") == 801
+    assert len(seen) == 101
+    # The groups that are read, besides two that are prepared.
+    assert max(after - before for before, after in enumerate(seen)) <= 2 + runner.depth + 2
 
 
 def test_a_full_disk(by_batch: None, capfd: pytest.CaptureFixture) -> None:
@@ -311,6 +465,50 @@ def test_progress(by_batch: None, batch_file: Path, monkeypatch: pytest.MonkeyPa
     assert [(total, sum(done)) for total, done in seen] == [(size, size)] * 2
 
 
+def test_progress_is_counted_by_one_thread(by_batch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    @contextmanager
+    def bar(*_, **__):
+        yield lambda _: threads.add(threading.get_ident())
+
+    monkeypatch.setattr("lastword.progress.progress_bar", bar)
+    run()
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_packed_input(by_batch: None, batch_file: Path, packing: str) -> None:
+    whole = run()
+    OUT.unlink()
+    data = batch_file.read_bytes()
+    if packing == "zst":
+        data = pytest.importorskip("pyarrow").compress(data, "zstd", asbytes=True)
+    else:
+        data = gzip.compress(data)
+    Path(f"in.jsonl.{packing}").write_bytes(data)
+    assert run(source=f"in.jsonl.{packing}") == whole
+    OUT.write_bytes(whole[:3000])
+    assert run(source=f"in.jsonl.{packing}") == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("in.jsonl.bz2", "in.jsonl.bz2: unsupported input format .bz2. Unpack it first."),
+        ("in.zip", "in.zip: unsupported input format .zip. Unpack it first."),
+        ("in.jsonl", "in.jsonl: is not JSON lines; got a gzip file."),
+        ("packed.jsonl.gz", "packed.jsonl.gz: cannot be unpacked as gzip"),
+    ],
+)
+def test_other_packed_input_is_refused(
+    by_batch: None, capfd: pytest.CaptureFixture, batch_file: Path, name: str, message: str
+) -> None:
+    packed = gzip.compress(batch_file.read_bytes())
+    Path(name).write_bytes(packed[:-20] if name == "packed.jsonl.gz" else packed)
+    assert message in refused(capfd, source=name)
+
+
 def test_a_line_of_100_mb() -> None:
     good = line_of(1).encode() + b"\n"
     long = b'{"custom_id": "long", "body": "%s"}\n' % (b"x" * 100_000_000)
@@ -323,7 +521,7 @@ def test_a_line_of_100_mb() -> None:
     tracemalloc.stop()
     assert [each.custom_id for each in group.requests] == ["1", "long", "2"]
     assert [each.error is None for each in group.requests] == [True, False, True]
-    assert "got 100,000,034 bytes, expected at most 1,000,000" in group.requests[1].error[1]
+    assert "got 100,000,033 bytes, expected at most 1,000,000" in group.requests[1].error[1]
     assert peak < 6_000_000
 
 
