@@ -157,7 +157,11 @@ class Plan:
             asdict(file) | {"path": os.fsencode(file.path).decode("latin-1")} for file in self.files
         ]
         whole = {"version": VERSION, "settings": self.settings, "files": files, "units": units}
-        left_out = [{"path": file.path, "error": file.error} for file in self.files if file.error]
+        left_out = [
+            {"path": Source(file.path, file.format).name, "error": file.error}
+            for file in self.files
+            if file.error
+        ]
         if left_out:
             with name_write_errors(folder / "_errors"):
                 (folder / "_errors").mkdir(exist_ok=True)
