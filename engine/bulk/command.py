@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lastword.bulk.estimate import estimate
 from lastword.bulk.job import (
     BatchesTooLargeError,
+    Finished,
     Job,
     Outputs,
     UnitResult,
@@ -23,7 +24,7 @@ from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types, fittin
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.bulk.progress import RunProgress
 from lastword.cli import console, options, read, write
-from lastword.cli.commands.embed import UNIT_RECORDS, Work, check_vector_options
+from lastword.cli.commands.embed import TABLE, UNIT_RECORDS, Work, check_vector_options
 from lastword.cli.failures import Failures
 from lastword.errors import InputError, count
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _SAMPLED_FILES = 100
 _SAMPLE = 1000  # records that the types of Parquet columns are taken from
-Finished = Callable[[Unit, UnitResult], object]
 Advance = Callable[[int], None]
 DoAll = Callable[[Sequence[Unit], Finished, Advance], list[Unit]]
 
@@ -106,7 +106,9 @@ def prepare(
         if not (folder / NAME).exists():
             plan.save(folder)
     plan.list_left_out(folder)
-    job = Job(folder, plan)
+    # A number that was given differs from the plan's only with --allow-mixed.
+    tokens = None if args.max_batch_tokens is None else embedder.max_batch_tokens
+    job = Job(folder, plan, tokens)
     return job, UnitWriter(args, job, work, embedder)
 
 
@@ -138,7 +140,7 @@ def _plan(
 
 def _sample(work: Work, inputs: Sequence[read.Source]) -> Iterator[read.Record]:
     """Yield the first records of the input files: about 1,000, from up to 100 files."""
-    some = inputs[:: max(1, len(inputs) // _SAMPLED_FILES)]
+    some = inputs[:: max(1, -(-len(inputs) // _SAMPLED_FILES))]
     for source in some:
         yield from islice(work.records([source], None), -(-_SAMPLE // len(some)))
 
@@ -312,6 +314,22 @@ def _refuse_options(args: argparse.Namespace) -> None:
             raise InputError(option, what, got=f"-o {args.output}", remedy="Leave it out.")
     if args.hourly_price is not None and not args.dry_run:
         raise InputError("--hourly-price", "is for --dry-run", remedy="Add --dry-run.")
+    if args.table != TABLE and args.to is None:
+        raise InputError(
+            "--table", "is for --to", remedy="Add --to postgresql://USER@HOST/DATABASE."
+        )
+    for other, name, unused in (
+        (args.dry_run, "--dry-run", ("rank", "json")),
+        (
+            args.check,
+            "--check",
+            ("dry_run", "rank", "world", "json", "allow_mixed", "unit_records"),
+        ),
+    ):
+        for each in unused if other else ():
+            if getattr(args, each) not in (None, False, 1 if each == "world" else None):
+                option = f"--{each.replace('_', '-')}"
+                raise InputError(option, f"does not fit {name}", remedy="Leave one of them out.")
     _refuse_ray_options(args)
     _refuse_database(args)
     if not 0 <= args.rank < args.world:
@@ -357,9 +375,9 @@ def _refuse_database(args: argparse.Namespace) -> None:
         return
     if not args.to.startswith(("postgresql://", "postgres://")):
         expected = "postgresql://USER@HOST/DATABASE"
-        raise InputError(
-            "--to", "unknown database", got=repr(args.to.split("@")[-1]), expected=expected
-        )
+        scheme = read.scheme_of(args.to)  # the rest may hold a password
+        got = None if scheme is None else f"{scheme}://..."
+        raise InputError("--to", "unknown database", got=got, expected=expected)
     if args.format not in (None, "parquet"):
         remedy = "Leave --format out."
         raise InputError("--to", "loads Parquet", got=f"--format {args.format}", remedy=remedy)

@@ -97,10 +97,12 @@ def _cut_lines(source: Source, records: int, before: int = 0, start: int = 0) ->
                 at += len(block)
                 continue
             place = max(0, start - at)  # all bytes of the block before this one are counted
-            while lines + (found := block.count(b"\n", place)) >= records:
+            found = block.count(b"\n", place)  # counted once: a block may have many parts
+            while lines + found >= records:
                 for _ in range(records - lines):
                     place = block.index(b"\n", place) + 1
                 yield Cut(records, before, start, at + place)
+                found -= records - lines
                 before, start, lines = before + records, at + place, 0
             lines, at, last = lines + found, at + len(block), block[-1:]
     if start < at:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import BinaryIO
 
 from lastword.bulk.plan import NAME, Plan, Unit, hash_file
@@ -42,7 +43,7 @@ class UnitResult:
         unknown: the number of texts with words that the model does not know, as in `Report`.
         blank: the number of blank texts, embedded or left out.
         skipped: the number of records skipped by --where.
-        batch_tokens: the maximum number of tokens per batch: that of the plan, or less if memory ran out.
+        batch_tokens: the maximum number of tokens per batch: that of the job, or less if memory ran out.
         files: the size and sha256 of each of its files, by name.
     """
 
@@ -136,6 +137,8 @@ class BatchesTooLargeError(Exception):
 
 # Writes the files of a unit, with a maximum number of tokens per batch.
 Write = Callable[[Unit, Outputs, int], UnitResult]
+# Takes a unit that is done, its result, and the seconds it took.
+Finished = Callable[[Unit, UnitResult, float], object]
 
 
 class Job:
@@ -144,10 +147,11 @@ class Job:
     Args:
         folder: the folder, which has a plan.
         plan: the plan.
+        batch_tokens: the maximum number of tokens per batch; None for that of the plan.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+    def __init__(self, folder: Path, plan: Plan, batch_tokens: int | None = None) -> None:
+        self.folder, self.plan, self._batch_tokens = folder, plan, batch_tokens
         self._format: str = plan.settings["format"]
 
     def path(self, unit: Unit) -> Path:
@@ -181,7 +185,7 @@ class Job:
         self,
         units: Iterable[Unit],
         write: Write,
-        finished: Callable[[Unit, UnitResult], object],
+        finished: Finished,
         *,
         ignore_claims: bool = False,
     ) -> list[Unit]:
@@ -191,7 +195,7 @@ class Job:
             units: the units to do, in this order.
             write: writes the files of a unit. If it raises `BatchesTooLargeError`, it is called again with half as many
                 tokens per batch: what a unit's files hold depends on that number, not on when memory ran out.
-            finished: called for each unit after it is done.
+            finished: called for each unit after it is done, with its result and the seconds it took.
             ignore_claims: whether to do units that another process seems to be working on: the lock of a process on
                 a machine that was lost can last for minutes.
 
@@ -212,11 +216,13 @@ class Job:
                 elif not self._is_done(unit):
                     # A record of files that are gone must not be taken for one of the new files.
                     self._record(unit).unlink(missing_ok=True)
-                    finished(unit, self._do(unit, write))
+                    began = perf_counter()
+                    result = self._do(unit, write)
+                    finished(unit, result, perf_counter() - began)
         return claimed
 
     def _do(self, unit: Unit, write: Write) -> UnitResult:
-        batch_tokens: int = self.plan.settings["max_batch_tokens"]
+        batch_tokens: int = self._batch_tokens or self.plan.settings["max_batch_tokens"]
         while True:
             try:
                 return self._attempt(unit, write, batch_tokens)

@@ -131,7 +131,8 @@ def column_types(
     """Return the type of each field of some records: string, int64, double, bool or json.
 
     A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
-    are `double`. Fields with the name of one of the file's own columns are left out; they go to the other fields.
+    are `double`, unless a whole number would lose digits. Fields with the name of one of the file's own columns are
+    left out; they go to the other fields.
 
     Args:
         records: the records.
@@ -141,6 +142,7 @@ def column_types(
     own = {*PLACE, *OWN_COLUMNS, vector_field} - {_ID}
     without_id = 0
     found: dict[str, str] = {}
+    long = set[str]()  # fields with a whole number that no double holds
     for record in records:
         fields = json.loads(f"{record.fields}}}")
         if id_field is not None:
@@ -149,12 +151,12 @@ def column_types(
         for name, value in fields.items():
             kind = _kind(value)
             before = found.setdefault(name, kind or "")
+            if kind == "int64" and not _fits(value, "double"):
+                long.add(name)
             if kind is None or kind == before:
                 continue
-            both = {before, kind}
-            found[name] = (
-                kind if not before else "double" if both == {"int64", "double"} else "json"
-            )
+            numbers = {before, kind} == {"int64", "double"} and name not in long
+            found[name] = kind if not before else "double" if numbers else "json"
     if id_field is not None or _ID in found:
         typed = found.get(_ID) in ("int64", "double") and not without_id
         found[_ID] = found[_ID] if typed else "string"
@@ -169,16 +171,19 @@ def fitting_ids(
     records: Iterable[Record], kind: str, id_field: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield the records whose id has the type of the column of ids; call `on_bad` for the others."""
+    if kind == "string":  # any id can be written as a string
+        yield from records
+        return
     for record in records:
         found = _own_id(record) if id_field is None else record.id
-        if kind == "string" or _fits(found, kind):
+        if _fits(found, kind):
             yield record
             continue
         error = InputError(
             record.where,
             "has another kind of id than the records that the job's plan was made from",
             got="no id" if found is None else repr(found),
-            expected="a whole number" if kind == "int64" else "a number",
+            expected="a whole number" if kind == "int64" else "a number that fits a double",
         )
         on_bad(error, record.path, record.line)
 
@@ -195,7 +200,11 @@ def _kind(value: object) -> str | None:
 
 
 def _fits(value: object, kind: str) -> bool:
-    return _kind(value) == kind or (kind, _kind(value)) == ("double", "int64")
+    """Return whether a column of a type holds a value without loss."""
+    if kind == "double" and _kind(value) == "int64":
+        assert isinstance(value, int)
+        return int(float(value)) == value
+    return _kind(value) == kind
 
 
 def _split_fields(

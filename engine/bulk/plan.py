@@ -174,7 +174,7 @@ class Plan:
             InputError: the list cannot be written.
         """
         left_out = [
-            {"path": valid_name(file.path), "error": file.error}
+            {"path": Source(file.path, file.format).name, "error": file.error}
             for file in self.files
             if file.error
         ]

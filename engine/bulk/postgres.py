@@ -1,14 +1,14 @@
 """Load the vectors of a job into a table of PostgreSQL with the extension pgvector.
 
-A unit is loaded in one transaction: its rows are copied to a temporary table, then inserted, or replaced if their id is
-there, and the unit is noted in the table NAME_units. So a unit is loaded once, whatever is interrupted.
+A unit is loaded in one transaction: its rows are copied to a temporary table, then inserted, or replaced if their id
+and chunk are there, and the unit is noted in the table NAME_units. So a unit is loaded once, whatever is interrupted.
 Needs psycopg and pyarrow.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from lastword.bulk.job import Job, UnitResult
 from lastword.bulk.parquet import OTHER
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # The types of columns, by those of Arrow; anything else is text.
 _TYPES = {"int64": "bigint", "int32": "integer", "double": "double precision", "bool": "boolean"}
 _ROWS = 1000  # read at once
+# A URL that can be shown once its password and parameters are left out: its scheme, user, hosts and path.
+_HOST = r"(?:\[[^\]/@]*\]|[^][:/?#@,]*)(?::\d*)?"
+_SHOWN = re.compile(
+    rf"(\w+://)(?:([^:/?#@]*)(?::[^/?#@]*)?@)?({_HOST}(?:,{_HOST})*)(/[^?#@]*)?(?:\?.*)?"
+)
 # The types of pgvector, by precision.
 _VECTORS = {"float32": "vector", "float16": "halfvec", "ubinary": "bit"}
 
@@ -100,8 +105,11 @@ class PostgresTable:
         columns = []
         for field in schema:
             kind = f"{self._kind}({self._dim})" if field.name == self._field else _type(field)
-            key = " primary key" if field.name == "id" else ""
-            columns.append(sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(kind + key)))
+            # All chunks of a record have its id. A primary key takes no null, so a whole text is chunk 0.
+            default = " not null default 0" if field.name == "chunk" else ""
+            kind += default
+            columns.append(sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(kind)))
+        columns.append(sql.SQL("primary key (id, chunk)"))
         table = sql.Identifier(self._name)
         query = "select obj_description(to_regclass(quote_ident(%s)), 'pg_class'), to_regclass(quote_ident(%s))"
         found = run(query, (self._name, self._name)).fetchone() or (None, None)
@@ -151,8 +159,14 @@ class PostgresTable:
             new = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in names)
             cursor.execute(
                 sql.SQL(
-                    "insert into {} ({}) select {} from (select distinct on (id) * from lastword_new "
-                    "order by id, lastword_row desc) as latest on conflict (id) do update set {}"
+                    "delete from {} as old using (select id, max(chunk) as last from lastword_new group by id) as new "
+                    "where old.id = new.id and old.chunk > new.last"
+                ).format(table)
+            )  # the chunks of an earlier, longer text
+            cursor.execute(
+                sql.SQL(
+                    "insert into {} ({}) select {} from (select distinct on (id, chunk) * from lastword_new "
+                    "order by id, chunk, lastword_row desc) as latest on conflict (id, chunk) do update set {}"
                 ).format(table, listed, listed, new)
             )
             query = sql.SQL("insert into {} values (%s, %s) on conflict do nothing")
@@ -162,6 +176,7 @@ class PostgresTable:
     def _values(self, row: dict[str, Any]) -> list[Any]:
         """Return the values of a row as COPY takes them."""
         vector = row[self._field]
+        row["chunk"] = row["chunk"] or 0
         if self._packed:
             row[self._field] = "".join(f"{byte:08b}" for byte in vector)
         else:
@@ -188,9 +203,9 @@ def _type(field: Any) -> str:
 
 
 def _without_password(url: str) -> str:
-    """Return a URL without its password and its parameters, for messages."""
-    found = urlsplit(url)
-    host = found.hostname or ""
-    port = f":{found.port}" if found.port else ""
-    user = f"{found.username}@" if found.username else ""
-    return f"{found.scheme}://{user}{host}{port}{found.path}"
+    """Return a URL without its password and its parameters, for messages; only its scheme if it is an unusual one."""
+    found = _SHOWN.fullmatch(url)
+    if found is None:
+        return f"{url.partition('://')[0]}://..."
+    scheme, user, hosts, path = found.groups(default="")
+    return f"{scheme}{user and f'{user}@'}{hosts}{path}"

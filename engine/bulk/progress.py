@@ -9,6 +9,8 @@ from lastword.bulk.plan import Unit
 from lastword.cli import console, options
 from lastword.errors import count
 
+_SHORTEST = 1e-6  # seconds of a unit, so that a speed is a number
+
 
 class RunProgress:
     """The units that a run has finished.
@@ -23,21 +25,28 @@ class RunProgress:
     def __init__(self, job: Job, todo: Iterable[Unit], done: int, *, lines: bool) -> None:
         self._job, self._lines, self._before = job, lines, done
         self._bytes_left = sum(unit.num_bytes for unit in todo)
-        self._began = self._last = perf_counter()
+        self._began = perf_counter()
         self._units = self._bytes_done = 0
         self._rows = self._tokens = 0
 
-    def finish_unit(self, unit: Unit, result: UnitResult) -> None:
-        """Count a unit that is done, and print its line if there is one."""
-        now = perf_counter()
-        took, self._last = now - self._last, now
+    def finish_unit(self, unit: Unit, result: UnitResult, took: float) -> None:
+        """Count a unit that is done, and print its line if there is one.
+
+        Args:
+            unit: the unit.
+            result: its result.
+            took: the seconds that the unit took where it was done.
+        """
         self._units, self._rows = self._units + 1, self._rows + result.rows
         self._tokens += result.tokens
         self._bytes_done += unit.num_bytes
         self._bytes_left -= unit.num_bytes
         if not self._lines:
             return
-        bytes_per_second = self._bytes_done / (now - self._began)
+        left = None  # unknown while all units that are done were of empty files
+        if self._bytes_done or not self._bytes_left:
+            seconds = perf_counter() - self._began
+            left = round(self._bytes_left * seconds / max(1, self._bytes_done), 1)
         line = {
             "unit": unit.number,
             "units": len(self._job.plan.units),
@@ -52,9 +61,9 @@ class RunProgress:
             "blank": result.blank,
             "skipped": result.skipped,
             "seconds": round(took, 3),
-            "rows_per_second": round(result.rows / took, 1),
-            "tokens_per_second": round(result.tokens / took, 1),
-            "seconds_left": round(self._bytes_left / bytes_per_second, 1),
+            "rows_per_second": round(result.rows / max(took, _SHORTEST), 1),
+            "tokens_per_second": round(result.tokens / max(took, _SHORTEST), 1),
+            "seconds_left": left,
         }
         console.print_lines([json.dumps(line)])
 

@@ -19,14 +19,14 @@ import threading
 import traceback
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lastword.bulk import command
-from lastword.bulk.job import Job, UnitResult
+from lastword.bulk.job import Finished, Job, UnitResult
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.cli import console, options, read
 from lastword.errors import (
@@ -43,6 +43,7 @@ _WAIT_S = 0.5  # seconds; a call of Ray must not delay Ctrl-C for longer
 _REACH_S = 10.0
 _ROUNDS = 10  # number of such waits between two looks at the cluster's machines
 _LONG_ROUNDS = 60  # number of such waits after which a line says what the command is waiting for
+_FAILURES = 3  # units in a row after which a worker is left out, if another one works
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Answer:
         host: the worker's machine; "" in the driver's own answer for a worker that was lost.
         error: what went wrong, if anything did.
         result: the unit's result; None if it was done before, or not at all.
+        seconds: the time that the unit took.
         claimed: whether another process is working on the unit.
         notices: lines for the user.
     """
@@ -60,8 +62,18 @@ class Answer:
     host: str = field(default_factory=socket.gethostname)
     error: LastwordError | None = None
     result: UnitResult | None = None
+    seconds: float = 0.0
     claimed: bool = False
     notices: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A worker as the driver sees it: its actor, its machine as far as known, and how many units in a row failed."""
+
+    actor: Any
+    host: str = ""
+    failures: int = 0
 
 
 class Worker:
@@ -99,8 +111,8 @@ class Worker:
         job, writer = self._opened
         with _answering() as answer:
 
-            def finished(_: Unit, result: UnitResult) -> None:
-                answer.result = result
+            def finished(_: Unit, result: UnitResult, seconds: float) -> None:
+                answer.result, answer.seconds = result, seconds
 
             unit = job.plan.units[number]
             claimed = job.run([unit], writer.write_unit, finished, ignore_claims=again)
@@ -214,13 +226,12 @@ class Cluster:
         self._args = argparse.Namespace(**sent)
         self._stop, self._quiet = args.on_error == "stop", args.quiet
         # Each call of a worker that has not ended: the worker, and its unit (None: it opens the model).
-        self._calls: dict[Any, tuple[Any, Unit | None]] = {}
-        self._free: list[Any] = []
-        self._unusable = 0  # workers that cannot open the model
+        self._calls: dict[Any, tuple[_Seat, Unit | None]] = {}
+        self._free: list[_Seat] = []
+        self._unusable = 0  # workers that are left out
         self._waiting: deque[Unit] = deque()
-        self._failed_on: defaultdict[int, list[Any]] = defaultdict(
-            list
-        )  # a worker per attempt, by unit
+        # A worker and its machine per attempt, by unit.
+        self._failed_on: defaultdict[int, list[tuple[_Seat, str]]] = defaultdict(list)
         self._said: set[str] = set()  # notices
 
     def _machines(self) -> list[dict[str, float]]:
@@ -245,6 +256,7 @@ class Cluster:
         answer = self._answer(call)
         if answer.error is not None:
             raise answer.error
+        worker.host = answer.host
         self._free.append(worker)
         return answer.notices
 
@@ -258,11 +270,10 @@ class Cluster:
             # Where a local run takes its number of threads from.
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._needs["CPU"])}},
         )
-        worker = remote.remote(self._args, str(Path.cwd()))
-        return self._open(worker, inputs)
+        return self._open(_Seat(remote.remote(self._args, str(Path.cwd()))), inputs)
 
-    def _open(self, worker: Any, inputs: Sequence[read.Source] = ()) -> Any:
-        call = worker.open.options(max_task_retries=RETRIES).remote(list(inputs))
+    def _open(self, worker: _Seat, inputs: Sequence[read.Source] = ()) -> Any:
+        call = worker.actor.open.options(max_task_retries=RETRIES).remote(list(inputs))
         self._calls[call] = worker, None
         return call
 
@@ -277,7 +288,7 @@ class Cluster:
         return answer
 
     def do_all(
-        self, units: Sequence[Unit], finished: command.Finished, advance: command.Advance
+        self, units: Sequence[Unit], finished: Finished, advance: command.Advance
     ) -> list[Unit]:
         """Do units on the cluster; return those that other processes are working on.
 
@@ -301,7 +312,7 @@ class Cluster:
                 elif self._done(worker, unit, answer):
                     advance(unit.num_bytes)
                     if answer.result is not None:
-                        finished(unit, answer.result)
+                        finished(unit, answer.result, answer.seconds)
                     if answer.claimed:
                         claimed.append(unit)
         return claimed
@@ -325,37 +336,55 @@ class Cluster:
                 self._waiting.append(unit)
                 continue
             self._free.remove(worker)
-            call = worker.do.remote(unit.number, again=bool(self._failed_on[unit.number]))
+            call = worker.actor.do.remote(unit.number, again=bool(self._failed_on[unit.number]))
             self._calls[call] = worker, unit
 
-    def _choose(self, failed: Sequence[Any]) -> Any:
+    def _choose(self, failed: Sequence[tuple[_Seat, str]]) -> _Seat | None:
         """Return a free worker, or None if the unit should wait for one on which it has not failed yet.
 
-        A worker on a broken machine fails at once and is free most of the time; it must not get all attempts.
+        A worker on a broken machine fails at once and is free most of the time, as are the others there; they must not
+        get all attempts. So a worker on another machine comes first, then another worker on the same one.
         """
-        fresh = next((worker for worker in self._free if worker not in failed), None)
-        if fresh is not None:
-            return fresh
-        busy = (worker for worker, unit in self._calls.values() if unit is not None)
-        return None if any(worker not in failed for worker in busy) else self._free[0]
+        workers, hosts = {worker for worker, _ in failed}, {host for _, host in failed}
+        busy = [worker for worker, unit in self._calls.values() if unit is not None]
+        rules: tuple[Callable[[_Seat], bool], ...] = (
+            lambda each: each.host in hosts,
+            lambda each: each in workers,
+        )
+        for tried in rules:
+            fresh = next((worker for worker in self._free if not tried(worker)), None)
+            if fresh is not None or not all(map(tried, busy)):
+                return fresh
+        return self._free[0]
 
-    def _opened(self, worker: Any, answer: Answer) -> None:
+    def _opened(self, worker: _Seat, answer: Answer) -> None:
         """Take note of a worker that has opened its model, or cannot.
 
         Raises:
             LastwordError: no other worker is left.
         """
         if answer.error is None:
+            worker.host = answer.host
             self._free.append(worker)
             return
-        self._unusable += 1
-        self._ray.kill(worker)
         if not self._calls and not self._free:
+            self._ray.kill(worker.actor)
             raise answer.error
-        reason = options.in_option_words(answer.error)
-        console.say(f"{answer.host or 'a worker'} is left out: {reason}")
+        self._leave_out(worker, answer.host or "a worker", answer.error)
 
-    def _done(self, worker: Any, unit: Unit, answer: Answer) -> bool:
+    def _leave_out(self, worker: _Seat, name: str, error: LastwordError) -> None:
+        """End a worker, and start no other in its place."""
+        self._unusable += 1
+        self._ray.kill(worker.actor)
+        console.say(f"{name} is left out: {options.in_option_words(error)}")
+
+    def _works_elsewhere(self, worker: _Seat) -> bool:
+        """Return whether another worker has not failed as often in a row as one that is left out."""
+        busy = (each for each, unit in self._calls.values() if unit is not None)
+        others = (each for each in (*self._free, *busy) if each is not worker)
+        return any(each.failures < _FAILURES for each in others)
+
+    def _done(self, worker: _Seat, unit: Unit, answer: Answer) -> bool:
         """Take note of a unit's end; return whether it is done. If not, it is tried again, or it has failed.
 
         Raises:
@@ -365,16 +394,22 @@ class Cluster:
         self._said.update(new)
         console.say_all(new, quiet=self._quiet)
         error, lost = answer.error, not answer.host
-        if lost:  # Ray starts it again
-            self._open(worker)
-        else:
-            self._free.append(worker)
+        worker.host = answer.host or worker.host
+        worker.failures = 0 if error is None else worker.failures + 1
         if error is None:
+            self._free.append(worker)
             return True
         error.where = f"unit {unit.number}: {error.where}"
         if self._stop and not lost:
             raise error
-        self._failed_on[unit.number].append(worker)
+        if worker.failures >= _FAILURES and self._works_elsewhere(worker):
+            name = f"a worker on {worker.host}, on which {_FAILURES} units in a row failed,"
+            self._leave_out(worker, name, error)
+        elif lost:  # Ray starts it again
+            self._open(worker)
+        else:
+            self._free.append(worker)
+        self._failed_on[unit.number].append((worker, worker.host))
         if len(self._failed_on[unit.number]) <= RETRIES:
             self._waiting.append(unit)
         else:

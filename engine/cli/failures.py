@@ -92,6 +92,11 @@ class Blanks:
             if not (blank and self._skip):
                 yield record
 
+    @property
+    def left_out(self) -> int:
+        """The number of blank texts that were left out."""
+        return self.count if self._skip else 0
+
     def notices(self) -> Iterator[str]:
         """Yield one line about blank texts, if there are any."""
         if self.count and self._skip:

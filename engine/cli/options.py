@@ -401,7 +401,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="use only records whose FIELD equals VALUE or, with != instead of =, does not equal it or, with <, <=, > "
         "or >=, is a number below or above it; a missing field counts as null. Numbers are equal by value, anything "
-        "else as it is written. May be repeated: all must hold",
+        "else as it is written, without white space around it. May be repeated: all must hold",
     )
     parser.add_argument(
         "--delimiter",

@@ -344,7 +344,11 @@ class TextTokenizer:
                     text = part[index - start]
                     if self.is_unknown(text, ids, prompt=prompt):
                         good.unknown += 1
-                        good.unknown_word = good.unknown_word or self._unknown_word(text)
+                        if (
+                            good.unknown == 1
+                        ):  # once per call: a word of the prompt is in every text
+                            word = self._unknown_word(text) or self._unknown_word(prompt)
+                            good.unknown_word = word
         return good
 
     def _keep_needed(

@@ -211,8 +211,8 @@ def _add_database(group: "argparse._ArgumentGroup") -> None:
         "--to",
         metavar="URL",
         help="also load the vectors of the job into a table of PostgreSQL with pgvector: "
-        "postgresql://USER@HOST/DATABASE; rows are inserted, or replaced if their id is there, and every unit is "
-        "loaded once. Needs pip install 'lastword[bulk,postgres]'",
+        "postgresql://USER@HOST/DATABASE; rows are inserted, or replaced if their id and chunk are there, and every "
+        "unit is loaded once. Needs pip install 'lastword[bulk,postgres]'",
     )
     group.add_argument(
         "--table",

@@ -6,7 +6,9 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from string import Formatter
+from typing import Any
 
 from lastword.cli.read.kinds import Source
 from lastword.cli.read.record import Record, missing_field
@@ -14,7 +16,8 @@ from lastword.cli.read.value import find_value, kind_of_value, text_of, value_of
 from lastword.errors import InputError, lone_surrogate
 
 _CONDITION = re.compile(r"(.+?)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
-_ORDERS: Mapping[str, Callable[[float, float], bool]] = {
+_Number = int | float | Decimal
+_ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -105,7 +108,7 @@ class Condition:
     Args:
         name: the field; as for the field of a text, OUTER.INNER is allowed.
         sign: =, !=, <, <=, > or >=.
-        value: the value to compare with, as written.
+        value: the value to compare with, as written, without white space around it.
     """
 
     name: str
@@ -123,39 +126,45 @@ class Condition:
         expected = "FIELD=VALUE, or with !=, <, <=, > or >= instead of ="
         if found is None:
             raise InputError("--where", "is not a condition", got=repr(given), expected=expected)
-        name, sign, value = found.groups()
+        name, sign, value = (each.strip() for each in found.groups())
+        if value.startswith("="):
+            raise InputError("--where", "has a wrong sign", got=repr(given), expected=expected)
         if sign in _ORDERS and _number(value) is None:
             what, got = f"{sign} compares numbers", repr(given)
             raise InputError("--where", what, got=got, expected="a number as VALUE")
-        return Condition(name.strip(), sign, value)
+        return Condition(name, sign, value)
 
     def holds(self, found: Mapping[str, object]) -> bool:
         """Return whether a record with these fields satisfies the condition. A missing field counts as null."""
         value = find_value(found, self.name)
         if self.sign in _ORDERS:
             number = None if isinstance(value, bool) else _number(value)
-            wanted = _number(self.value)
-            return None not in (number, wanted) and _ORDERS[self.sign](number, wanted)  # type: ignore[arg-type]
+            wanted = _number(self.value, exact=isinstance(value, Decimal))
+            return None not in (number, wanted) and _ORDERS[self.sign](number, wanted)
         return self._equals(value) == (self.sign == "=")
 
     def _equals(self, value: object) -> bool:
         if value is None or isinstance(value, bool):
             return json.dumps(value) == self.value
-        if isinstance(value, int | float):
-            return _number(self.value) == value
+        if isinstance(value, _Number):
+            return _number(self.value, exact=isinstance(value, Decimal)) == value
         return not isinstance(value, dict | list) and str(value) == self.value
 
 
-def _number(value: object) -> int | float | None:
-    """Return a number, or the number that a string holds; None for anything else."""
+def _number(value: object, *, exact: bool = False) -> _Number | None:
+    """Return a number, or the number that a string holds, `exact` as a Decimal; None for anything else."""
     if isinstance(value, str):
-        for kind in (int, float):
+        kinds: Sequence[Callable[[str], _Number]] = (Decimal,) if exact else (int, float)
+        text = value
+        for kind in kinds:
             try:
-                value = kind(value)
-            except ValueError:
+                value = kind(text)
+            except (InvalidOperation, ValueError):
                 continue
             break
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    if isinstance(value, int):  # math.isfinite fails if it is too large for a float
+        return value
+    return value if isinstance(value, float | Decimal) and math.isfinite(value) else None
 
 
 def _text(found: Mapping[str, object], text: str | Template, where: str) -> str:

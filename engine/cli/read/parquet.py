@@ -1,6 +1,7 @@
 """Read the rows of Parquet files, one row group at a time. Needs pyarrow."""
 
 import json
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,9 +16,10 @@ _ROWS_AT_ONCE = 1024
 
 
 def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tuple[Record, int]]:
-    """Yield a record for each row of a file or of its part, and the bytes of the file that have been read before it.
+    """Yield a record for each row of a file or of its part, and the bytes of this that have been read before it.
 
-    A record's line is the number of its row, from 1. Values that JSON does not have, such as dates, become strings.
+    A record's line is the number of its row, from 1. Values that JSON does not have, such as dates, become strings, and
+    numbers that it does not have, such as NaN, null.
 
     Args:
         source: the file; `start` and `stop` of its part count the bytes of row groups, as in `row_groups`.
@@ -32,25 +34,34 @@ def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tupl
     for each in fields.where:
         if each.name not in columns and each.name.partition(".")[0] not in columns:
             raise missing_field(source.name, each.name, columns, "Change --where.")
-    row, at = 0, 0
-    for number, (rows, size) in enumerate(_sizes(file)):
-        if source.part is None or source.part.start <= at < source.part.stop:
-            try:
-                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number]):
-                    for found in batch.to_pylist():
-                        row += 1
-                        record = _record(source, row, found, fields, on_bad)
-                        if record is not None:
-                            yield record, at
-            except InputError:
-                raise  # of a row, by `on_bad`, or of the file of a URL
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-                reason = str(error).partition("\n")[0]
-                where = f"{source.name}: row group {number}"
-                raise InputError(where, f"cannot be read ({reason})") from error
-        else:
-            row += rows
-        at += size
+    row, at = source.lines_before, 0
+    for number in _groups_in(file, source):
+        try:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number]):
+                for found in batch.to_pylist():
+                    row += 1
+                    record = _record(source, row, found, fields, on_bad)
+                    if record is not None:
+                        yield record, at
+        except InputError:
+            raise  # of a row, by `on_bad`, or of the file of a URL
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            reason = str(error).partition("\n")[0]
+            where = f"{source.name}: row group {number}"
+            raise InputError(where, f"cannot be read ({reason})") from error
+        at += _size(file.metadata.row_group(number))
+
+
+def _groups_in(file: Any, source: Source) -> Iterator[int]:
+    """Yield the numbers of the row groups of a file or of its part, without adding up the sizes of those before it."""
+    row = at = 0
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        if row < source.lines_before:
+            row += group.num_rows
+        elif source.part is None or at < source.part.stop - source.part.start:
+            yield number
+            at += _size(group)
 
 
 def row_groups(source: Source) -> list[tuple[int, int]]:
@@ -59,7 +70,9 @@ def row_groups(source: Source) -> list[tuple[int, int]]:
     Raises:
         InputError: the file cannot be read.
     """
-    return _sizes(_open(source))
+    metadata = _open(source).metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return [(group.num_rows, _size(group)) for group in groups]
 
 
 def _open(source: Source) -> Any:
@@ -76,15 +89,10 @@ def _open(source: Source) -> Any:
         raise InputError(source.name, f"cannot be read as Parquet ({reason})") from error
 
 
-def _sizes(file: Any) -> list[tuple[int, int]]:
-    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-    return [
-        (
-            group.num_rows,
-            max(1, sum(group.column(i).total_compressed_size for i in range(group.num_columns))),
-        )
-        for group in groups
-    ]
+def _size(group: Any) -> int:
+    """Return the bytes of a row group; 0 without rows, so that it does not matter to which part it belongs."""
+    sizes = (group.column(i).total_compressed_size for i in range(group.num_columns))
+    return max(1, sum(sizes)) if group.num_rows else 0
 
 
 def _record(
@@ -98,4 +106,17 @@ def _record(
 
 
 def _carried(found: dict[str, object]) -> str:
-    return json.dumps(found, ensure_ascii=False, default=str)[:-1]
+    try:
+        text = json.dumps(found, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # a number is not finite
+        text = json.dumps(_without_nan(found), ensure_ascii=False, default=str)
+    return text[:-1]
+
+
+def _without_nan(value: object) -> object:
+    """Return a value with null in place of each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

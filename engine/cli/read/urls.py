@@ -123,19 +123,22 @@ def leads_to_many(url: str) -> bool:
 def files_of(url: str) -> list[tuple[str, str]]:
     """Return (URL, path in the folder) of the files that match a pattern or are in a folder and its subfolders, sorted.
 
+    The folder of a pattern is what comes before its first part with a wildcard.
+
     Raises:
         InputError: the folder cannot be listed.
         MissingPackageError: as for `UrlFile`.
     """
     with _name_errors(url):
         system, path = _open_system(url)
-        if _MAGIC[scheme_of(url) in _WEB].search(url):
+        top, magic = path, _MAGIC[scheme_of(url) in _WEB]
+        if magic.search(url):
             found = system.glob(path, detail=True)
             paths = [name for name, info in found.items() if info.get("type") != "directory"]
-            inside = [each.rpartition("/")[2] for each in paths]
+            top = magic.split(path, maxsplit=1)[0].rpartition("/")[0]
         else:
             paths = system.find(path)
-            inside = [each.removeprefix(path).lstrip("/") for each in paths]
+        inside = [each.removeprefix(top).lstrip("/") for each in paths]
         return sorted(zip(map(system.unstrip_protocol, paths), inside, strict=True))
 
 

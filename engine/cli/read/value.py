@@ -35,13 +35,19 @@ def text_of(fields: Mapping[str, object], text_field: str, where: str) -> str:
 
 def find_value(fields: Mapping[str, object], name: str) -> object:
     """Return the value of a field; `a.b` as for `text_of`; None if there is no such field."""
+    level, wanted = _go_down(fields, name)
+    return level.get(wanted)
+
+
+def _go_down(fields: Mapping[str, object], name: str) -> tuple[Mapping[str, object], str]:
+    """Return the innermost object that has a field, or lacks it, and the rest of the field's name there."""
     while name not in fields:
-        head, dot, name = name.partition(".")
+        head, dot, rest = name.partition(".")
         inner = fields.get(head)
         if not dot or not isinstance(inner, dict):
-            return None
-        fields = inner
-    return fields[name]
+            break
+        fields, name = inner, rest
+    return fields, name
 
 
 def value_of(
@@ -52,22 +58,17 @@ def value_of(
     Raises:
         InputError: there is no such field.
     """
-    level, wanted = fields, text_field
-    while wanted not in level:
-        head, dot, rest = wanted.partition(".")
-        if not dot or head not in level:
-            inside = text_field[: -len(wanted)].rstrip(".")
-            place = f"{where}, in {inside!r}" if inside else where
-            advice = remedy or _inner_hint(fields, text_field)
-            raise missing_field(place, head, level.keys(), advice)
-        inner = level[head]
-        if not isinstance(inner, dict):
-            what = f"has no field {text_field!r}"
-            raise InputError(
-                where, what, got=f"{kind_of_value(inner)} in {head!r}", expected="an object"
-            )
-        level, wanted = inner, rest
-    return level[wanted]
+    level, wanted = _go_down(fields, text_field)
+    if wanted in level:
+        return level[wanted]
+    head, dot, _ = wanted.partition(".")
+    if not dot or head not in level:
+        inside = text_field[: -len(wanted)].rstrip(".")
+        place = f"{where}, in {inside!r}" if inside else where
+        advice = remedy or _inner_hint(fields, text_field)
+        raise missing_field(place, head, level.keys(), advice)
+    got = f"{kind_of_value(level[head])} in {head!r}"
+    raise InputError(where, f"has no field {text_field!r}", got=got, expected="an object")
 
 
 def _inner_hint(fields: Mapping[str, object], text_field: str) -> str | None:

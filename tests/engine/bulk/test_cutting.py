@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lastword.bulk import cutting
 from lastword.bulk.plan import Plan, Unit
-from lastword.cli.read import Fields, KeptOpen, Record, Source, read
+from lastword.cli.read import Fields, KeptOpen, Meter, Record, Source, read
 from lastword.errors import InputError
 
 TEXT = st.text(st.sampled_from('ab é\u2028,;"\t|'), max_size=6)
@@ -191,3 +191,58 @@ def test_a_changed_file_is_noticed(change: str, tmp_path: Path) -> None:
         return
     with pytest.raises(InputError, match=r"a\.txt"):
         plan.check_files()
+
+
+def test_newlines_are_counted_once_per_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = 0
+
+    class Block(bytes):
+        def count(self, *given) -> int:
+            nonlocal counted
+            counted += 1
+            return super().count(*given)
+
+    blocks = cutting._blocks
+    monkeypatch.setattr(cutting, "_blocks", lambda file: map(Block, blocks(file)))
+    path = tmp_path / "a.txt"
+    path.write_text("x\n" * 1000)
+    cuts = cutting.cut_file(Source(str(path), "txt"), Fields(), None, 3).cuts
+    assert [cut.records for cut in cuts] == [3] * 333 + [1]
+    assert counted == 1
+
+
+def test_a_part_of_parquet_adds_up_its_own_row_groups_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lastword.cli.read import parquet
+
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"text {i}" for i in range(40)]})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for at in range(0, 40, 2):
+            writer.write_table(table.slice(at, 2))
+            writer.write_table(table.slice(at, 0))
+    source = Source(str(path), "parquet")
+    plan = Plan.make([source], SETTINGS, 4, Fields())
+    assert [unit.records for unit in plan.units] == [4] * 10
+    added = 0
+    size = parquet._size
+
+    def count(group) -> int:
+        nonlocal added
+        added += 1
+        return size(group)
+
+    monkeypatch.setattr(parquet, "_size", count)
+    inputs = plan.sources(plan.units[8])
+    meter = Meter(inputs)
+    places = []
+    for record in read(inputs, Fields(), meter=meter):
+        assert meter.total is not None
+        places.append((record.text, record.line, meter.position() < meter.total))
+    assert places == [(f"text {i}", i + 1, True) for i in range(32, 36)]
+    assert added < 15
+    assert meter.position() == meter.total

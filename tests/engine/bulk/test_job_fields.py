@@ -7,6 +7,7 @@ import pytest
 
 from lastword import Embedder
 from lastword.cli.main import main
+from lastword.cli.read import Record, Source, stop
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -76,7 +77,13 @@ def test_bad_ids_are_listed() -> None:
 
 @pytest.mark.parametrize(
     ("ids", "expected"),
-    [([1, "a"], ["1", "a"]), ([1, 2.5], [1.0, 2.5]), (["b", "a"], ["b", "a"]), ([3, 4], [3, 4])],
+    [
+        ([1, "a"], ["1", "a"]),
+        ([1, 2.5], [1.0, 2.5]),
+        (["b", "a"], ["b", "a"]),
+        ([3, 4], [3, 4]),
+        ([2**53 + 1, 2.5], ["9007199254740993", "2.5"]),
+    ],
 )
 def test_types_of_ids(ids: list, expected: list) -> None:
     lines = [json.dumps({"text": "a", "id": each}) for each in ids]
@@ -134,3 +141,42 @@ def test_a_late_record_without_a_whole_number_is_listed(
     [error] = map(json.loads, Path("out/_errors/000000.jsonl").read_text().splitlines())
     assert error["line"] == 1002
     assert "got no id, expected a whole number" in error["error"]
+
+
+def test_whole_numbers_keep_their_digits() -> None:
+    late = [{"text": "x", "n": 2**53 + 1, "id": 7}, {"text": "y", "n": 5, "id": 2**53 + 1}]
+    rows = [{"text": "a", "n": i + 0.5, "id": i + 0.5} for i in range(1000)] + late
+    Path("a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main(["embed", "a.jsonl", "-o", "out/", "--quiet"]) == 0
+    found = pq.read_table("out").to_pylist()
+    assert [found[-1][name] for name in ("id", "n", "other")] == [
+        7,
+        None,
+        '{"n": 9007199254740993}',
+    ]
+    [error] = map(json.loads, Path("out/_errors/000000.jsonl").read_text().splitlines())
+    assert error["line"] == 1002
+    assert "got 9007199254740993, expected a number that fits a double" in error["error"]
+
+
+def test_ids_that_are_strings_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lastword.bulk import parquet
+
+    monkeypatch.setattr(parquet, "_own_id", lambda record: pytest.fail("parsed"))
+    record = Record("a", "a.jsonl", 1, frozenset(("id",)), '{"id": "x"')
+    assert list(parquet.fitting_ids([record], "string", None, stop)) == [record]
+
+
+def test_the_types_are_those_of_at_most_100_files() -> None:
+    from lastword.bulk import command
+
+    read: list[str] = []
+
+    class Work:
+        def records(self, inputs, meter):
+            read.extend(source.path for source in inputs)
+            return iter(())
+
+    inputs = [Source(f"{i}.txt", "txt") for i in range(199)]
+    assert list(command._sample(Work(), inputs)) == []
+    assert len(read) == 100

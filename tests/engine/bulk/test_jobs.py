@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,8 @@ def test_other_rounding_is_refused_unless_it_is_allowed(capfd: pytest.CaptureFix
     assert embed("corpus", *SMALL, "--max-batch-tokens", 100) == 2
     assert "Pass --allow-mixed" in capfd.readouterr().err
     assert embed("corpus", *SMALL, "--max-batch-tokens", 100, "--allow-mixed") == 0
+    done = [json.loads(path.read_text()) for path in sorted(Path("out/_done").iterdir())]
+    assert [each["batch_tokens"] == 100 for each in done] == [i == 4 for i in range(12)]
     assert embed("corpus", *SMALL) == 0
     assert embed("--check") == 0
 
@@ -217,6 +220,15 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
         (("corpus", "--rank", "2", "--world", "2"), "--rank: out of range"),
         (("corpus", "--hourly-price", "2"), "--hourly-price: is for --dry-run"),
         (("corpus", "--dry-run", "--hourly-price", "0"), "--hourly-price: not a number above 0"),
+        (("corpus", "--table", "t"), "--table: is for --to"),
+        (("corpus", "--dry-run", "--json"), "--json: does not fit --dry-run"),
+        (("corpus", "--dry-run", "--rank", "1", "--world", "2"), "--rank: does not fit --dry-run"),
+        (("--check", "--json"), "--json: does not fit --check"),
+        (("--check", "--dry-run"), "--dry-run: does not fit --check"),
+        (("--check", "--rank", "1", "--world", "2"), "--rank: does not fit --check"),
+        (("--check", "--world", "2"), "--world: does not fit --check"),
+        (("--check", "--allow-mixed"), "--allow-mixed: does not fit --check"),
+        (("--check", "--unit-records", "5"), "--unit-records: does not fit --check"),
     ],
 )
 def test_refused(arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture) -> None:
@@ -276,6 +288,59 @@ def test_dry_run(capfd: pytest.CaptureFixture) -> None:
     assert lines[2].startswith("20 records in 2 units")
 
 
+def dry_run(capfd: pytest.CaptureFixture, *options: object) -> tuple[str, int]:
+    """Return what --dry-run prints, and the vectors that it expects."""
+    assert embed("corpus", "--unit-records", 40, "--dim", 1, "--dry-run", *options) == 0
+    out = capfd.readouterr().out
+    return out, int(re.search(r"vectors of (\S+) bytes", out)[1].replace(",", "")) // 4
+
+
+@pytest.mark.parametrize("texts", [1000, 20])
+@pytest.mark.parametrize("options", [("--chunk", 20), ("--where", "kind=x"), ("--skip-blank",)])
+def test_dry_run_counts_texts(
+    options: tuple, texts: int, corpus: Path, capfd: pytest.CaptureFixture, monkeypatch
+) -> None:
+    from lastword.bulk import estimate
+
+    if options[0] == "--chunk":
+        pytest.importorskip("semantic_text_splitter")
+    monkeypatch.setattr(estimate, "_TEXTS", texts)
+    many = "one two three four five six seven. " * 30
+    rows = [{"id": i, "text": many if i % 2 else "  ", "kind": "xyyyy"[i % 5]} for i in range(120)]
+    for name, part in (("a", rows[:70]), ("b", rows[70:])):
+        (corpus / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+    out, found = dry_run(capfd, *options)
+    assert out.startswith("120 records in ")
+    assert embed("corpus", *SMALL, *options) == 0
+    capfd.readouterr()
+    expected = pq.read_table("out").num_rows
+    assert expected != 120
+    if texts == 1000:
+        assert found == expected
+    assert abs(found - expected) < expected / 4
+    assert f"about {found:,} texts, as " in out
+
+
+def test_dry_run_leaves_out_what_the_tokenizer_refuses(
+    corpus: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lastword.errors import InputError
+    from lastword.text.tokenizer import TextTokenizer
+
+    real = TextTokenizer.encode
+
+    def encode(self, texts, max_length, *, first=0, **others):
+        for index, text in enumerate(texts, first):
+            if text == TEXTS[5]:
+                raise InputError(f"text {index}", "too long to tokenise", index=index)
+        return real(self, texts, max_length, first=first, **others)
+
+    monkeypatch.setattr(TextTokenizer, "encode", encode)
+    out, found = dry_run(capfd)
+    assert found == 119
+    assert "of a sample of 119:" in out
+
+
 def test_two_shares_make_the_whole(capfd: pytest.CaptureFixture) -> None:
     assert embed("corpus", *SMALL, out="one/") == 0
     for rank in (1, 0):
@@ -312,30 +377,47 @@ def test_two_processes_share_a_job() -> None:
     assert contents(Path("out")) == done
 
 
+FULL = OSError(28, "No space left on device")
+
+
+class FullDisk:
+    """A file that takes no bytes."""
+
+    def __init__(self, file) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        raise FULL
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+@pytest.mark.parametrize("what", ["open", "write"])
 def test_a_full_disk_loses_no_finished_unit(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    kind: str, what: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     from lastword.bulk import job
 
-    assert embed("corpus", *SMALL, out="whole/") == 0
+    assert embed("corpus", "--format", kind, *SMALL, out="whole/") == 0
     real, left = job.replace_file, 20
 
+    @contextmanager
     def full(path: Path):
         nonlocal left
-        left -= 1
-        if left == 0:
-            raise OSError(28, "No space left on device")
-        return real(path)
+        left -= path.name.startswith("part-0")
+        if left == 14 and what == "open":
+            raise FULL
+        with real(path) as file:
+            yield FullDisk(file) if left == 14 else file
 
     monkeypatch.setattr(job, "replace_file", full)
-    with pytest.raises(OSError, match="No space"):
-        raise_through(embed, "corpus", *SMALL)
+    assert embed("corpus", "--format", kind, *SMALL) != 0
+    err = capfd.readouterr().err
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert 0 < len(list(Path("out/_done").iterdir())) < 12
     monkeypatch.setattr(job, "replace_file", real)
-    assert embed("corpus", *SMALL) == 0
+    assert embed("corpus", "--format", kind, *SMALL) == 0
     assert contents(Path("out")) == contents(Path("whole"))
-
-
-def raise_through(call, *arguments):
-    status = call(*arguments)
-    if status:
-        raise OSError(28, "No space left on device")

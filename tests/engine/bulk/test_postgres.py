@@ -109,7 +109,8 @@ def test_precisions(url: str, precision: str, kind: str) -> None:
         (("--precision", "int8"), "--to: pgvector has no such type; got int8"),
         (("--format", "npy"), "--to: loads Parquet; got --format npy"),
         (("--dry-run",), "--to: loads vectors; got --dry-run"),
-        (("--to", "mysql://x:secret@y/z"), "--to: unknown database; got 'y/z'"),
+        (("--to", "mysql://x:secret@y/z"), "--to: unknown database; got mysql://..., expected"),
+        (("--to", "host=db password=secret"), "--to: unknown database; expected postgresql://"),
         (
             ("--to", "postgresql://me:secret@127.0.0.1:1/x"),
             "--to postgresql://me@127.0.0.1:1/x: the database failed",
@@ -140,3 +141,39 @@ def test_a_character_that_postgres_cannot_store(url: str, capfd: pytest.CaptureF
     Path("in.jsonl").write_text(json.dumps(row))
     assert load(url, "nul") == 2
     assert "in.jsonl:1: has a NUL character in 'text'" in capfd.readouterr().err
+
+
+def test_every_chunk_is_a_row_and_those_of_a_longer_text_are_replaced(url: str) -> None:
+    pytest.importorskip("semantic_text_splitter")
+    texts = ["one two three four five. " * 20, "short", "six seven eight nine ten. " * 20]
+    lines = [json.dumps({"id": i, "text": text}) for i, text in enumerate(texts)]
+    Path("in.jsonl").write_text("\n".join(lines))
+    assert load(url, "chunks", "--chunk", "20") == 0
+    parts = pytest.importorskip("pyarrow.parquet").read_table("out").to_pylist()
+    assert len(parts) > 10
+    found = rows(url, "select id, chunk, start, text from chunks order by id, chunk")
+    assert found == [(row["id"], row["chunk"], row["start"], row["text"]) for row in parts]
+    Path("in.jsonl").write_text("\n".join([json.dumps({"id": 0, "text": "brief"}), lines[2]]))
+    assert load(url, "chunks", "--chunk", "20", out="two/") == 0
+    left = rows(url, "select id, chunk, text from chunks where id < 2 order by id")
+    assert left == [(0, 0, "brief"), (1, 0, "short")]
+    assert rows(url, "select count(*) from chunks where id = 2") == [
+        (sum(row["id"] == 2 for row in parts),)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db?sslmode=require", "postgresql://me@host:5432/db"),
+        ("postgresql://me:secret@a:1,b:2/db", "postgresql://me@a:1,b:2/db"),
+        ("postgresql://[::1]:5432/db", "postgresql://[::1]:5432/db"),
+        ("postgres:///db?password=secret@x", "postgres:///db"),
+        ("postgresql://me:se/secret@host/db", "postgresql://..."),
+        ("postgresql://me:secret", "postgresql://..."),
+    ],
+)
+def test_passwords_are_not_shown(given: str, shown: str) -> None:
+    from lastword.bulk.postgres import _without_password
+
+    assert _without_password(given) == shown

@@ -87,7 +87,7 @@ def do_all(ray: FakeRay, folder: Path, **changed: Any) -> tuple[Cluster, list[in
     cluster = Cluster(ray, arguments(**changed), folder)
     cluster.open_first(())
     done: list[int] = []
-    claimed = cluster.do_all(UNITS, lambda unit, _: done.append(unit.number), lambda _: None)
+    claimed = cluster.do_all(UNITS, lambda unit, *_: done.append(unit.number), lambda _: None)
     return cluster, done, claimed
 
 
@@ -156,6 +156,59 @@ def test_a_broken_machine_does_not_get_all_attempts(tmp_path: Path) -> None:
     cluster, done, _ = do_all(FakeRay([ONE_CORE, ONE_CORE], act), tmp_path)
     assert (len(done), cluster.failed) == (len(UNITS), [])
     assert calls.count(1) > 2
+
+
+@pytest.mark.parametrize("how", ["lost", "error"])
+def test_a_broken_machine_with_many_workers_fails_no_unit(
+    how: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    broken = range(1, 7)
+    opened: list[int] = []
+
+    def act(worker: int, method: str, given: tuple[Any, ...], again: bool) -> Answer:
+        if method == "open":
+            opened.append(worker)
+        elif worker in broken:
+            if how == "lost":
+                raise RayError("The worker died.")
+            return Answer(host="bad", error=InputError("disk", "is broken"))
+        answer = well(worker, method, given, again)
+        answer.host = "bad" if worker in broken else "good"
+        return answer
+
+    ray = FakeRay([ONE_CORE, {"CPU": 6.0}], act)
+    cluster, done, _ = do_all(ray, tmp_path)
+    assert (len(done), cluster.failed) == (len(UNITS), [])
+    assert ray.started == 7, "no worker is started in the place of one that is left out"
+    said = capfd.readouterr().err
+    assert said.count(
+        "a worker on bad, on which 3 units in a row failed, is left out: unit "
+    ) == len(ray.killed)
+    assert set(ray.killed) <= set(broken)
+    assert ray.killed
+
+
+def test_the_last_worker_is_not_left_out(tmp_path: Path) -> None:
+    def act(worker: int, method: str, *call: Any) -> Answer:
+        if method == "do":
+            return Answer(error=InputError("disk", "is full"))
+        return well(worker, method, *call)
+
+    ray = FakeRay([ONE_CORE, ONE_CORE], act)
+    cluster, done, _ = do_all(ray, tmp_path)
+    assert (len(done), len(cluster.failed)) == (0, len(UNITS))
+    assert len(ray.killed) <= 1
+
+
+def test_the_time_of_a_unit_is_that_of_its_worker(tmp_path: Path) -> None:
+    def act(worker: int, method: str, given: tuple[Any, ...], again: bool) -> Answer:
+        return Answer(result=UnitResult() if method == "do" else None, seconds=7.5)
+
+    cluster = Cluster(FakeRay([ONE_CORE], act), arguments(), tmp_path)
+    cluster.open_first(())
+    seconds: list[float] = []
+    cluster.do_all(UNITS[:2], lambda _, __, took: seconds.append(took), lambda _: None)
+    assert seconds == [7.5, 7.5]
 
 
 def test_a_long_wait_is_announced(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

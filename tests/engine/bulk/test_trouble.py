@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from lastword import Embedder
+from lastword.bulk.job import Job, UnitResult
+from lastword.bulk.plan import Plan, Slice, Unit
+from lastword.bulk.progress import RunProgress
 from lastword.cli.main import main
 from lastword.runtime.runner import InProcess
 
@@ -107,6 +110,23 @@ def test_a_line_per_unit(capfd: pytest.CaptureFixture) -> None:
     assert capfd.readouterr().out == ""
 
 
+def test_a_line_for_a_unit_of_an_empty_file(capfd: pytest.CaptureFixture) -> None:
+    Path("in/a.txt").write_text("")
+    Path("in/b.txt").write_text("one\ntwo\n")
+    assert embed("in", "--files", "--unit-records", 1, "--json") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["units_done"] for line in lines] == [1, 2]
+    assert [line["seconds_left"] for line in lines] == [None, 0]
+
+
+def test_the_seconds_of_a_unit_are_those_that_it_took(capfd: pytest.CaptureFixture) -> None:
+    plan = Plan({"format": "parquet"}, [], [Unit(0, (Slice(4, 0, 0, 100, 0),))])
+    progress = RunProgress(Job(Path("out"), plan), plan.units, 0, lines=True)
+    progress.finish_unit(plan.units[0], UnitResult(rows=40, tokens=100), 20.0)
+    line = json.loads(capfd.readouterr().out)
+    assert (line["seconds"], line["rows_per_second"], line["tokens_per_second"]) == (20, 2, 5)
+
+
 @pytest.mark.parametrize("texts", [[], ["one"]])
 def test_few_texts(texts: list[str], capfd: pytest.CaptureFixture) -> None:
     Path("in/a.txt").write_text("".join(f"{text}\n" for text in texts))
@@ -114,6 +134,14 @@ def test_few_texts(texts: list[str], capfd: pytest.CaptureFixture) -> None:
     assert f"out: complete; {len(texts)} text" in capfd.readouterr().err
     assert main(["embed", "--check", "out"]) == 0
     assert len(parts("out")) == len(texts)
+
+
+def test_a_file_that_is_left_out_has_the_name_that_messages_have() -> None:
+    write_texts()
+    Path(os.fsdecode(b"in/\xff.parquet")).write_text("no")
+    assert embed("in", *SMALL) == 0
+    [line] = Path("out/_errors/files.jsonl").read_text().splitlines()
+    assert ascii(json.loads(line)["path"]) == ascii("in/\\xff.parquet")
 
 
 def test_a_line_of_100_mb_is_a_bad_record(capfd: pytest.CaptureFixture) -> None:

@@ -218,3 +218,23 @@ def test_a_text_of_which_the_tokenizer_keeps_nothing_is_unknown(text: str, count
 
 def test_no_byte_is_unknown(synthetic: TextTokenizer) -> None:
     assert synthetic.encode_good(["x" * 500, "\U0001f94a", "ß", "<|endoftext|>"], 50).unknown == 0
+
+
+def test_an_unknown_word_is_looked_for_once_per_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path, 9)
+    looked: list[str] = []
+    real = tokenizer._unknown_word
+
+    def look(text: str) -> str:
+        looked.append(text)
+        return real(text)
+
+    monkeypatch.setattr(tokenizer, "_unknown_word", look)
+    good = tokenizer.encode_good(["a", "a a"] * 50, 50, prompt="strange: ")
+    assert (good.unknown, good.unknown_word) == (100, "strange:")
+    assert looked == ["a", "strange: "]

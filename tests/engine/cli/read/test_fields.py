@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_templates_of_parquet_write_dates(tmp_path: Path) -> None:
     assert [record.text for record in found] == ["2026-01-02 2.5"]
 
 
+def test_parquet_values_that_json_does_not_have_are_null_or_strings(tmp_path: Path) -> None:
+    odd = {"n": float("nan"), "list": [1.5, float("inf")], "in": {"x": float("-inf")}}
+    rows = [{"text": "a", "price": Decimal("2.50"), **odd}]
+    source = write_rows(tmp_path, "parquet", rows)
+    (found,), errors = read_all(source, Fields(where=[Condition.parse("price>2")]))
+    assert not errors
+    refuse = lambda name: pytest.fail(name)  # noqa: E731
+    assert json.loads(found.fields + "}", parse_constant=refuse) == {
+        "text": "a",
+        "price": "2.50",
+        "n": None,
+        "list": [1.5, None],
+        "in": {"x": None},
+    }
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -157,13 +174,23 @@ def test_conditions(kind: str, conditions: list[str], kept: str, tmp_path: Path)
         ("a.b=x", {"a.b": "x", "a": {"b": "y"}}, True),
         ("a=[1]", {"a": [1]}, False),
         ("a>9007199254740992", {"a": 9007199254740993}, True),
+        ("a>5", {"a": 10**400}, True),
+        (f"a={10**400}", {"a": 10**400}, True),
+        ("a<5", {"a": "9" * 400}, False),
+        ("a>5", {"a": Decimal("5.01")}, True),
+        ("a>=0.1", {"a": Decimal("0.1")}, True),
+        ("a=0.10", {"a": Decimal("0.1")}, True),
+        ("a=x", {"a": Decimal("0.1")}, False),
+        ("a>5", {"a": Decimal("NaN")}, False),
+        (" a = x ", {"a": "x"}, True),
+        ("a = true", {"a": True}, True),
     ],
 )
 def test_what_a_condition_means(given_: str, row: dict, holds: bool) -> None:
     assert Condition.parse(given_).holds(row) is holds
 
 
-@pytest.mark.parametrize("given_", ["", "a", "=x", "a<x", "a>=", "<1"])
+@pytest.mark.parametrize("given_", ["", "a", "=x", "a<x", "a>=", "<1", "a==1", "a!==1", "a = =x"])
 def test_conditions_that_are_refused(given_: str) -> None:
     with pytest.raises(InputError, match=r"^--where: "):
         Condition.parse(given_)

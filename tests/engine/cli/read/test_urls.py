@@ -150,12 +150,21 @@ def test_files_folders_and_patterns(place: str) -> None:
     assert list(finder.notices()) == ["skipped 1 file of another kind (.bin), 1 hidden file"]
     found = Finder(None, whole=False, ignore=[]).find([f"{place}/deep/*.jsonl*"])
     assert names(found) == ["deep/b.jsonl.gz"]
-    found = Finder(None, whole=False, ignore=["deep/"]).find([f"{place}/"])
-    assert names(found) == ["a.jsonl"]
+    for ignore, given in (("deep/", "/"), ("deep/", "/**"), ("/deep/*", "/**")):
+        found = Finder(None, whole=False, ignore=[ignore]).find([place + given])
+        assert names(found) == ["a.jsonl"]
     (source,) = Finder(None, whole=False, ignore=[]).find([f"{place}/a.jsonl"])
     meter = Meter([source])
     assert len(list(read([source], Fields(), meter=meter))) == 30
     assert meter.position() == meter.total == len(LINES)
+
+
+def test_hidden_folders_are_left_out_of_patterns(memory: str) -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/corpus/.git/a.txt", b"no\n")
+    found = Finder(None, whole=False, ignore=["deep/"]).find([f"{memory}/**"])
+    assert names(found) == ["a.jsonl"]
+    assert names(Finder(None, whole=False, ignore=[]).find([f"{memory}/.git/*"])) == [".git/a.txt"]
 
 
 def test_what_is_missing_is_named(place: str) -> None:
