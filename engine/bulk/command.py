@@ -238,11 +238,12 @@ class UnitWriter:
                 self.advance(-shown)
                 raise BatchesTooLargeError
 
-        records = self._work.records(inputs, meter, self.kept)
+        found = self._work.records(inputs, meter, self.kept)
+        records: Iterator[read.Record] = found
         kind = self._job.plan.settings["columns"].get("id")
         if on_rows is not None and kind is not None:
             records = fitting_ids(records, kind, self._args.id_field, failures.leave_out_line)
-        with closing(writer) if isinstance(writer, ParquetFile) else nullcontext():
+        with closing(found), closing(writer) if isinstance(writer, ParquetFile) else nullcontext():
             report = self._work.embed(
                 records, writer, places, meter, on_rows=on_rows, advance=advance
             )

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -422,13 +422,15 @@ class Work:
         inputs: Sequence[Source],
         meter: read.Meter | None,
         kept: read.KeptOpen | None = None,
-    ) -> Iterator[Record]:
+    ) -> Generator[Record]:
         """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
+        on_bad, delimiter = self._failures.leave_out_line, self._args.delimiter
+        found = read.read(inputs, self.fields, delimiter, on_bad=on_bad, meter=meter, kept=kept)
+        with closing(found):  # the files, also if a record is refused below
+            yield from self._prepare(found, on_bad)
+
+    def _prepare(self, found: Iterator[Record], on_bad: read.OnBad) -> Iterator[Record]:
         args = self._args
-        on_bad = self._failures.leave_out_line
-        found = read.read(
-            inputs, self.fields, args.delimiter, on_bad=on_bad, meter=meter, kept=kept
-        )
         records = self.blanks.filter(found)
         if self._splitter is not None:
             records = self._splitter.split_records(records, args.text_field, on_bad)

@@ -111,8 +111,9 @@ class _Ranking:
         splitter = options.open_splitter(args, self._reranker, self._head)
         if splitter is not None:
             texts = splitter.split_records(texts, args.text_field, on_bad)
-        while group := list(islice(texts, _GROUP)):
-            self._score(group)
+        with closing(found):  # the files, also if a text is refused below
+            while group := list(islice(texts, _GROUP)):
+                self._score(group)
         require_texts(self._report.texts, args.files, self._failures, self._blanks, self._fields)
 
     def _score(self, records: list[Record]) -> None:

@@ -387,17 +387,20 @@ class _Search:
         texts = self._blanks.filter(found)
         nearest = Nearest[Record](self._vectors, self._embedder.similarity, self._most)
         splitter = options.open_splitter(args, self._embedder, prompt)
-        for records, matrix in embed_records(
-            self._embedder,
-            texts if splitter is None else splitter.split_records(texts, args.text_field, on_bad),
-            prompt,
-            failures=self._failures,
-            meter=meter,
-            too_long=args.on_long,
-            report=self._of_texts,
-            show=console.shows_progress(quiet=args.quiet),
-        ):
-            nearest.add(matrix, records)
+        with closing(found):  # the files, also if a text is refused below
+            for records, matrix in embed_records(
+                self._embedder,
+                texts
+                if splitter is None
+                else splitter.split_records(texts, args.text_field, on_bad),
+                prompt,
+                failures=self._failures,
+                meter=meter,
+                too_long=args.on_long,
+                report=self._of_texts,
+                show=console.shows_progress(quiet=args.quiet),
+            ):
+                nearest.add(matrix, records)
         require_texts(self._of_texts.texts, args.files, self._failures, self._blanks, self._fields)
         self._hits = [
             [Hit(score, -place, record) for score, place, record in best]

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -26,7 +26,7 @@ def read(
     on_bad: OnBad = stop,
     meter: Meter | None = None,
     kept: KeptOpen | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """Yield the records of all inputs in order.
 
     Args:

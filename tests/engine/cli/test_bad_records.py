@@ -1,5 +1,6 @@
 """`--on-error skip` and blank texts: what is left out, what is said and listed, and that rows stay aligned."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from lastword.cli import read
+from lastword.cli.main import main
 from lastword.cli.read import lines
 
 # Inputs with bad records in them: content, line and reason of each bad one, and the texts that are left.
@@ -296,3 +298,25 @@ def test_a_file_that_is_no_text_is_left_out_whole_if_there_are_others(cli, file)
         result = cli("embed", *options)
         assert result.status == 2
         assert error in result.err
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("line", ['{"text": "x", "embedding": 1}', '{"text": "x y z"}', "no JSON"])
+def test_a_refused_record_leaves_no_file_open(line, tmp_path, monkeypatch):
+    """Not even until the garbage collector comes to it."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"text": "fine"}\n' + line + '\n{"text": "last"}\n')
+    main(["embed", "a.jsonl", "--on-error", "skip", "--quiet", "-o", "warm.jsonl"])
+    gc.collect()
+    gc.disable()
+    try:
+        assert (
+            main(["embed", "a.jsonl", "--max-length", "3", "--on-long", "error", "-o", "v.jsonl"])
+            == 2
+        )
+        held = [
+            os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")
+        ]
+    finally:
+        gc.enable()
+    assert str(tmp_path / "a.jsonl") not in held
