@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             plan = _plan(args, folder, inputs, work, embedder)
             if (folder / NAME).exists():
                 job = Job(folder, plan)
-                done = {number for number, each in job.results().items() if job.is_whole(each)}
+                done = job.whole(job.results())
                 console.print_lines([_resume_line(job, len(done)), "what is left to do:"])
                 plan = replace(plan, units=[unit for unit in plan.units if unit.number not in done])
             lines = estimate(plan, embedder, work, world=args.world, price=args.hourly_price)
@@ -162,7 +162,7 @@ def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
 
         table = PostgresTable(args.to, args.table, job.plan.settings, args.vector_field)
     recorded = job.results()
-    done = {number for number, result in recorded.items() if job.is_whole(result)}
+    done = job.whole(recorded)
     if again := len(recorded) - len(done):
         what = "the files are missing or have another size than they were written with"
         console.say_all([f"{count(again, 'unit')} to do again: {what}"], quiet=args.quiet)
@@ -185,8 +185,7 @@ def _load(args: argparse.Namespace, job: Job, table: "PostgresTable") -> None:
     """Load the units that are done into the table of --to."""
     from lastword.progress import progress_bar
 
-    results = job.results()
-    results = {number: each for number, each in results.items() if job.is_whole(each)}
+    results = job.whole(job.results())
     show = console.shows_progress(quiet=args.quiet)
     with (
         closing(table),

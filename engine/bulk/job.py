@@ -159,7 +159,7 @@ class Job:
         return self.folder / f"part-{unit.number:06d}.{self._format}"
 
     def results(self) -> dict[int, UnitResult]:
-        """Return the recorded results of units, by number. `is_whole` says whether their files are still there.
+        """Return the recorded results of units, by number; their files may be missing or changed since.
 
         Raises:
             WeightsError: a record is damaged.
@@ -167,7 +167,11 @@ class Job:
         found = (self.folder / "_done").glob("*.json")
         return {int(path.stem): UnitResult(**read_object(path)) for path in sorted(found)}
 
-    def is_whole(self, result: UnitResult) -> bool:
+    def whole(self, results: Mapping[int, UnitResult]) -> dict[int, UnitResult]:
+        """Return those of the results whose files all exist and have the size that they were written with."""
+        return {number: each for number, each in results.items() if self._is_whole(each)}
+
+    def _is_whole(self, result: UnitResult) -> bool:
         """Return whether all files of a unit exist and have the size that they were written with."""
         for name, (size, _) in result.files.items():
             try:
@@ -179,7 +183,7 @@ class Job:
 
     def _is_done(self, unit: Unit) -> bool:
         record = self._record(unit)
-        return record.exists() and self.is_whole(UnitResult(**read_object(record)))
+        return record.exists() and self._is_whole(UnitResult(**read_object(record)))
 
     def run(
         self,

@@ -74,8 +74,7 @@ class RunProgress:
             claimed: the units that other processes are working on.
             skip_blank: whether blank texts are left out.
         """
-        found = self._job.results().values()
-        results = [result for result in found if self._job.is_whole(result)]
+        results = self._job.whole(self._job.results()).values()
         seconds = perf_counter() - self._began
         if self._rows:
             yield (
