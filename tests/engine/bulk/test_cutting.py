@@ -54,7 +54,11 @@ def check_file(path: Path, kind: str, records: int, size: int) -> Sequence[Unit]
     return plan.units
 
 
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     lines=st.lists(st.tuples(TEXT, ENDS)), last=TEXT, records=st.integers(1, 4), mark=st.booleans()
 )
@@ -69,7 +73,11 @@ def test_lines(kind: str, lines: list, last: str, records: int, mark: bool, tmp_
     check(path, kind, records)
 
 
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     rows=st.lists(st.lists(st.text(st.sampled_from('a,"\né;'), max_size=5), min_size=1, max_size=3)),
     end=ENDS, records=st.integers(1, 4), mark=st.booleans(), rest=st.sampled_from(["", '"a', "x,y\n\n"]),
