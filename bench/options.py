@@ -41,6 +41,7 @@ PEERS_EXAMPLES = """examples:
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
   lastword bench peers --grid --layers 4      from 1 to 4,000 tokens, 1 to 512 texts
   lastword bench peers --busy --layers 4      while two other processes are busy
+  lastword bench peers --scaling --layers 4   lastword on one thread and on two
   lastword bench peers --rerank --layers 4    a reranker; --rerank 20x50 for 20 queries with 50 documents each
   lastword bench peers --device cuda
 
@@ -222,6 +223,12 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare with sentence-transformers while two busy loops run; lastword runs with --threads threads, and "
         "once more with one",
+    )
+    mode.add_argument(
+        "--scaling",
+        action="store_true",
+        help="compare lastword on --threads threads with lastword on one thread, and with as many models of one thread "
+        "each (device 'cpu,cpu')",
     )
     mode.add_argument(
         "--rerank",

@@ -158,7 +158,7 @@ def start(
     """
     words = (library, str(folder), str(scratch), str(threads), device, precision, task)
     command = [sys.executable, "-m", __name__, *words]
-    log = scratch / f"{library}-{threads}.log"
+    log = scratch / f"{library}-{threads}-{device}.log"
     return Child(library, command, thread_variables(threads), log)
 
 

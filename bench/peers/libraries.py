@@ -283,7 +283,13 @@ def versions(libraries: set[str], python: Path | None) -> dict[str, str]:
 
 
 def open_library(
-    library: str, setup: Setup, precision: str, *, threads: int, longest: int
+    library: str,
+    setup: Setup,
+    precision: str,
+    *,
+    threads: int,
+    longest: int,
+    device: str | None = None,
 ) -> Child:
     """Start a library in its own process.
 
@@ -293,6 +299,7 @@ def open_library(
         precision: fp32, bf16 or 8bit.
         threads: number of threads to compute with.
         longest: number of tokens of the run's longest text.
+        device: the device; None for that of the run.
 
     Raises:
         LastwordError: the library cannot be loaded.
@@ -305,7 +312,7 @@ def open_library(
         setup.scratch,
         precision=precision,
         threads=threads,
-        device=str(setup.device),
+        device=device or str(setup.device),
         task=EMBED if setup.reranker is None else SCORE,
     )
 

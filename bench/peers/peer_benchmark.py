@@ -67,6 +67,11 @@ _GUESSES = {
     "vllm": (2, 120),
 }
 _BUSY_LOOPS = 2
+_MODES = {  # with which library each of these options compares
+    "grid": "sentence-transformers",
+    "busy": "sentence-transformers",
+    "scaling": "lastword itself",
+}
 
 Result = dict[str, Any]  # the values of the JSON line
 
@@ -90,11 +95,13 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     device = choose_device(args.device)
     precisions = _precisions(args, device)
     requested = ["sentence-transformers"] if args.grid or args.busy else args.beside
-    if args.python is not None and not (args.grid or args.busy):
+    if args.python is not None:
         vllm_version(args.python)  # before anything is made
-    found = choose_libraries(
-        requested, precisions, config, device, args.python, _say, rerank=rerank
-    )
+    found: dict[str, list[str]] = {precision: [] for precision in precisions}
+    if not args.scaling:
+        found = choose_libraries(
+            requested, precisions, config, device, args.python, _say, rerank=rerank
+        )
     layers = args.layers if config is None else config.num_hidden_layers
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
         make = _reranker if rerank else _checkpoint
@@ -115,7 +122,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
                 found,
                 lambda turn: loads_of(args, layers, device, turn),
                 rounds,
-                busy=args.busy,
+                _variants(args),
+                busy_loops=_BUSY_LOOPS if args.busy else 0,
                 show=_say if args.json else show,
             )
     for line in target_lines(result["rows"]):
@@ -133,15 +141,18 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
     Raises:
         ConfigError: options cannot be combined.
     """
-    for name in ("grid", "busy"):
+    for name, what in _MODES.items():
         if getattr(args, name) and (args.beside or args.python):
             raise ConfigError(
                 f"--{name}",
-                "compares with sentence-transformers only",
+                f"compares with {what} only",
                 got="--beside or --python",
                 expected="neither",
             )
     on_cpu = device.type == "cpu"
+    if args.scaling and (args.threads == 1 or not on_cpu):
+        got = f"--threads {args.threads}, {device}"
+        raise ConfigError("--scaling", "compares threads", got=got, expected="at least two, on a CPU")
     default = ["fp32"] if args.grid or args.busy else [*PRECISIONS] if on_cpu else ["bf16"]
     if args.rerank is not None:
         default = [each for each in default if each != "8bit"]  # nobody else scores in 8 bits
@@ -186,8 +197,9 @@ def compare(
     found: dict[str, list[str]],
     loads: LoadsOf,
     rounds: int,
+    variants: list[Contender],
     *,
-    busy: bool,
+    busy_loops: int,
     show: Callable[[str], None],
 ) -> Result:
     """Compare the libraries, one precision after the other.
@@ -197,13 +209,17 @@ def compare(
         found: the libraries to compare with, by precision.
         loads: makes the workloads of a round.
         rounds: number of timed rounds.
-        busy: whether busy loops run; lastword then also takes part with one thread.
+        variants: lastword with other settings, which takes part as a library does.
+        busy_loops: number of busy loops that run, for the JSON line.
         show: prints a line of the table.
 
     Returns:
         The values of the JSON line, without the facts of the run (`describe_run`).
     """
-    contenders = {each: _contenders(some, busy=busy) for each, some in found.items()}
+    contenders = {
+        each: [Contender(OURS, OURS), *variants, *(Contender(name, name) for name in some)]
+        for each, some in found.items()
+    }
     rates = Rates.measure(list(found), setup.device)
     amounts = {load.name: workload_cost(setup, load) for load in loads(0)}
     limits = {
@@ -230,7 +246,7 @@ def compare(
     return {
         "versions": versions(used, setup.python),
         "threads": setup.threads,
-        "busy_loops": _BUSY_LOOPS if busy else 0,
+        "busy_loops": busy_loops,
         "rounds": rounds,
         "flops_per_s": rates.flops_per_s,
         "read_bytes_per_s": rates.read_bytes_per_s,
@@ -251,9 +267,13 @@ def _longest(setup: Setup, loads: LoadsOf, rounds: int) -> int:
     )
 
 
-def _contenders(libraries: list[str], *, busy: bool) -> list[Contender]:
-    alone = [Contender(f"{OURS}, 1 thread", OURS, threads=1)] if busy else []
-    return [Contender(OURS, OURS), *alone, *(Contender(each, each) for each in libraries)]
+def _variants(args: argparse.Namespace) -> list[Contender]:
+    """Return lastword with one thread, for --busy and --scaling, and with a model per core, for --scaling."""
+    one = [Contender(f"{OURS}, 1 thread", OURS, threads=1)] if args.busy or args.scaling else []
+    if not args.scaling:
+        return one
+    devices = ",".join(["cpu"] * args.threads)
+    return [*one, Contender(f"{OURS}, {args.threads} models", OURS, device=devices)]
 
 
 def _schedule(

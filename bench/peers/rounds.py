@@ -24,11 +24,12 @@ LoadsOf = Callable[[int], list[Workload]]  # from a round's number to its worklo
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A library that takes part, the label of its rows, and its number of threads (None for the run's number)."""
+    """A library that takes part, and the label of its rows; threads and device are the run's, where they are None."""
 
     label: str
     library: str
     threads: int | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Runner:
                         self.setup,
                         self.precision,
                         threads=each.threads or self.setup.threads,
+                        device=each.device,
                         longest=longest,
                     )
                     self.schedule.done(

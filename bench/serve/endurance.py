@@ -101,9 +101,9 @@ def verdicts(sent: Sequence[Sequence[Any]], signalled: float) -> dict[str, int]:
         signalled: the time when SIGTERM was sent.
 
     Returns:
-        The numbers of requests that were "answered"; "refused", with a 503 or because nobody listened; "lost", that is
-        sent before the signal and not answered, or sent `_ACCEPTED_SECONDS` before it and refused; and "unanswered
-        after", that is sent after the signal and not answered.
+        The numbers of requests that were "answered"; "refused", with a 503 or because nobody listened; "lost", that is,
+        sent before the signal and not answered, or sent at least `_ACCEPTED_SECONDS` before it and refused; and
+        "unanswered after", that is, sent after the signal and not answered.
     """
     found = dict.fromkeys(("answered", "refused", "lost", "unanswered after"), 0)
     for at, status in sent:

@@ -316,13 +316,17 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_input_options(
-    parser: argparse.ArgumentParser, *, too_long: str = "of more than --max-length tokens"
+    parser: argparse.ArgumentParser,
+    *,
+    too_long: str = "of more than --max-length tokens",
+    jobs: bool = False,
 ) -> None:
     """Add the input files, and the options that say how to read them and what to do about errors.
 
     Args:
         parser: the parser of the command.
         too_long: which texts are too long, for the help text.
+        jobs: whether the command may be a job, which skips by default.
     """
     parser.add_argument(
         "files",
@@ -350,7 +354,8 @@ def add_input_options(
         "--on-error",
         choices=("stop", "skip"),
         help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; a FILE on "
-        "the command line that does not exist always ends the run; by default stop, except for jobs",
+        "the command line that does not exist always ends the run; by default stop"
+        + (", except for jobs" if jobs else ""),
     )
     parser.add_argument(
         "--errors",
@@ -399,9 +404,10 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=text_argument,
         metavar="FIELD=VALUE",
-        help="use only records whose FIELD equals VALUE or, with != instead of =, does not equal it or, with <, <=, > "
-        "or >=, is a number below or above it; a missing field counts as null. Numbers are equal by value, anything "
-        "else as it is written, without white space around it. May be repeated: all must hold",
+        help="use only records whose FIELD equals VALUE. With != instead of =, FIELD must differ from VALUE; with <, "
+        "<=, > or >=, it must be a number that compares so with VALUE. A missing field counts as null. Numbers are "
+        "compared by value, and anything else as written, ignoring white space around VALUE. May be repeated: all "
+        "must hold",
     )
     parser.add_argument(
         "--delimiter",

@@ -67,15 +67,15 @@ appear in the folder, as part-000000.parquet and so on, once the unit is complet
 again with the same options, it does only what is missing; several processes or machines may work on one folder. Records
 that cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has
 the columns `id` (the record's own id or, if it has none, its place in the input), a column for each other field of the
-records, `other` (a JSON object of the fields that have no column of their own, or whose value does not fit its type;
-the columns are chosen from a sample of the records), `path`, `line`, `chunk`, `start`, `end`, `embedding`, `tokens` and
-`truncated`.
+records, `other` (a JSON object of the fields that have no column of their own, or whose value does not fit the type of
+their column; the columns are chosen from a sample of the records), `path`, `line`, `chunk`, `start`, `end`,
+`embedding`, `tokens` and `truncated`.
 
-With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors file holds its own
-metadata; for the other formats, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named pipe)
-take JSON lines only; there, --header prints the metadata first. Vectors can be compared if they have the same `space`
-fingerprint, the same precision and, if made with --ranges, the same ranges. The same `run` fingerprint means the same
-model and settings.
+With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors or Parquet file holds
+its own metadata; for .npy and .jsonl, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named
+pipe) take JSON lines only; there, --header prints the metadata first. Vectors can be compared if they have the same
+`space` fingerprint, the same precision and, if made with --ranges, the same ranges. The same `run` fingerprint means
+the same model and settings.
 
 The last line on stderr gives the numbers of tokens requested and computed, of prompt tokens whose keys and values the
 model had kept ("from the prompt cache"), and of tokens saved because texts shared a prefix. tokens/s counts requested
@@ -84,7 +84,7 @@ tokens."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    options.add_input_options(parser)
+    options.add_input_options(parser, jobs=True)
     options.add_prompt_options(parser, "text")
     parser.add_argument(
         "-o",
@@ -254,10 +254,10 @@ def _add_ray_options(group: "argparse._ArgumentGroup") -> None:
         const="",
         metavar="ADDRESS",
         help="process the units on a Ray cluster, with one model per GPU or, without GPUs, per N cores (see "
-        "--cores-per-model); ADDRESS is HOST:PORT of the cluster's head, by default what RAY_ADDRESS names, else the "
-        "cluster that runs on this machine, else a new one on this machine alone, which ADDRESS `local` always "
-        "starts. The files, the folder and the model must have the same paths on every machine. Needs pip install "
-        "'lastword[ray]'",
+        "--cores-per-model); ADDRESS is HOST:PORT of the cluster's head, or `local` to start a new cluster on this "
+        "machine alone; by default what RAY_ADDRESS names, else the cluster that runs on this machine, else a new "
+        "one as with `local`. The files, the folder and the model must have the same paths on every machine. Needs "
+        "pip install 'lastword[ray]'",
     )
     group.add_argument(
         "--cores-per-model",

@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
     add_answer_options(parser)
-    add_limits(parser, _LIMITS)
+    add_limits(parser, _LIMITS, body="a line of the input")
     options.add_model_options(parser, kinds=options.EITHER_KIND)
 
 

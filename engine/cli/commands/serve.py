@@ -37,7 +37,7 @@ it has accepted, then stops. On SIGHUP, the server reads the file of keys again.
 
 # The help texts of the options for the limits; `serve.settings.Limits` has their order and defaults.
 _LIMITS = {
-    "max_body_bytes": "maximum bytes of a request's body",
+    "max_body_bytes": "maximum bytes of {body}",
     "max_inputs": "maximum texts in one request",
     "max_characters": "maximum characters of one text",
     "max_request_tokens": "maximum tokens of one request",
@@ -145,8 +145,10 @@ def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
 
 
-def add_limits(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Add an option for each of these limits."""
+def add_limits(
+    parser: argparse.ArgumentParser, names: Iterable[str], *, body: str = "a request's body"
+) -> None:
+    """Add an option for each of these limits; `body` says what --max-body-bytes limits."""
     from lastword.serve.settings import Limits
 
     group = parser.add_argument_group("limits")
@@ -157,7 +159,7 @@ def add_limits(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
             type=options.positive,
             default=default,
             metavar="N",
-            help=f"{_LIMITS[name]}; by default {default:,}",
+            help=f"{_LIMITS[name].format(body=body)}; by default {default:,}",
         )
 
 

@@ -67,7 +67,8 @@ class Finder:
         input_format: the format of every file; if None, each file's extension decides.
         whole: whether each file is one text.
         ignore: patterns of files and folders to leave out, as in a .gitignore file.
-        command: the command line that reads stdin, for the remedies of errors about files that cannot be read.
+        command: a command line that would read the same input from stdin, suggested in errors about files that cannot
+            be read; None if there is none.
 
     Raises:
         ConfigError: the package for `ignore` is not installed.

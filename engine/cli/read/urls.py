@@ -38,7 +38,7 @@ def name_in(path: str) -> str:
 
 
 class ReadError(InputError):
-    """A file cannot be opened or read; this may be a fault of a disk, a mount or a network that passes."""
+    """A file cannot be opened or read; the cause may be a temporary fault of a disk, a mount or a network."""
 
 
 class UrlError(ReadError):

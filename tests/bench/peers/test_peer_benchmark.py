@@ -256,6 +256,27 @@ def test_busy(few, tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     assert err.count("\nslower: ") == len(slower)
 
 
+def test_scaling(few, tiny_checkpoint: Path, capfd) -> None:
+    words = ("--scaling", "--rounds", "1", "--precisions", "fp32", "--model", str(tiny_checkpoint))
+    result, out, _ = bench(capfd, *words)
+    ours = {"lastword", "lastword, 1 thread", "lastword, 2 models"}
+    assert {row["library"] for row in result["rows"]} == ours
+    assert "lastword, 2 models" in out
+    assert set(result["versions"]) == {"lastword"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threads", "1"), "--threads 1, cpu"),
+        (("--beside", ST), "compares with lastword itself only"),
+    ],
+)
+def test_scaling_is_refused(words, message, capfd) -> None:
+    assert main(["bench", "peers", "--scaling", *words]) == 2
+    assert message in capfd.readouterr().err
+
+
 def test_slower_rows_are_named() -> None:
     row = {"title": "documents", "precision": "fp32", "library": ST}
     assert slower_lines([row | {"speedup": 1.0}, row | {"speedup": 2.0}]) == []
@@ -320,7 +341,7 @@ def test_a_machine_without_8_bits(monkeypatch, capfd) -> None:
 
     monkeypatch.setattr(peers, "check_int8", refuse)
     words = {"precisions": None, "beside": None, "python": None, "rerank": None}
-    args = Namespace(grid=False, busy=False, **words)
+    args = Namespace(grid=False, busy=False, scaling=False, threads=2, **words)
     assert peers._precisions(args, CPU) == ["fp32", "bf16"]
     assert capfd.readouterr().err.startswith("8bit is left out: int8 is not supported")
     args.precisions = ["8bit"]
