@@ -19,8 +19,8 @@ whole processes, and the time for Ray Data includes model loading, which its act
 encode compares a job with `Embedder.encode` on the same texts; workers compares one worker process
 with two; resume reruns a finished job and a half-finished one; memory shows peak memory for inputs
 of several sizes; fleet computes and simulates how long a billion texts take on 8 and on 512 GPUs,
-from assumptions that it prints. --beside adds vLLM's run-batch, and sentence-transformers called in three ways: for a pandas data
-frame, in datasets.map and in Ray Data. Needs pip install 'lastword[bulk,bench]'."""
+from assumptions that it prints. --beside adds vLLM's run-batch, and sentence-transformers called in
+three ways: for a pandas data frame, in datasets.map and in Ray Data. Needs pip install 'lastword[bulk,bench]'."""
 
 
 def add_bulk(parser: argparse.ArgumentParser) -> None:
