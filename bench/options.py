@@ -227,8 +227,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--scaling",
         action="store_true",
-        help="compare lastword on --threads threads with lastword on one thread, and with --threads one-thread models "
-        "side by side (device 'cpu,cpu')",
+        help="compare lastword on N threads (N is --threads) with lastword on one thread, and with N models side by "
+        "side, each on one thread (with N = 2, device 'cpu,cpu')",
     )
     mode.add_argument(
         "--rerank",
