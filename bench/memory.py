@@ -1,11 +1,12 @@
 """Read a process's memory from /proc/PID/status, once or repeatedly in a thread."""
 
+import os
 import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,6 +29,19 @@ def peak_bytes() -> int:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def session_peak_bytes() -> int:
+    """Return the sum of the peak resident bytes of this process and the others in its session that still run.
+
+    Without /proc, only this process counts.
+    """
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):  # the process has just ended
+            if os.getsid(int(status.parent.name)) == os.getsid(0):
+                total += held_bytes("VmHWM", status.parent.name)
+    return total or peak_bytes()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from lastword.bench.memory import peak_bytes
+from lastword.bench.memory import session_peak_bytes
 from lastword.bench.peers.llama_cpp import open_model
 from lastword.errors import LastwordError
 from lastword.weights import tensor_bytes
@@ -234,8 +234,8 @@ def _open(
 
 
 def _peak(device: str) -> int:
-    if device == "cpu":
-        return peak_bytes()
+    if device.startswith("cpu"):
+        return session_peak_bytes()
     import torch
 
     return torch.cuda.max_memory_allocated(device)

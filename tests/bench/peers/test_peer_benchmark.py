@@ -263,6 +263,8 @@ def test_scaling(few, tiny_checkpoint: Path, capfd) -> None:
     assert {row["library"] for row in result["rows"]} == ours
     assert "lastword, 2 models" in out
     assert set(result["versions"]) == {"lastword"}
+    peaks = result["peak_bytes"]["fp32"]
+    assert peaks["lastword, 2 models"] > peaks["lastword, 1 thread"] > 0
 
 
 @pytest.mark.parametrize(
