@@ -21,12 +21,16 @@ def online_softmax(
     acc,  # [M, D] fp32, weighted sum of values
     peak,  # [M] fp32, largest logit so far, times log2(e)
     total,  # [M] fp32, sum of the softmax weights
-    s,  # [M, N] fp32 logits times log2(e), -inf where masked
+    s,  # [M, N] fp32 products q·k, -inf where masked
+    scale,  # softmax scale · log2(e); > 0, so that the largest product gives the largest logit
     v,  # [N, D]
 ):
-    """Add one block of keys to the running softmax: sums in fp32, softmax weights rounded to the dtype of v."""
-    new_peak = tl.maximum(peak, tl.max(s, 1))
-    p = tl.exp2(s - new_peak[:, None])
+    """Add one block of keys to the running softmax: sums in fp32, softmax weights rounded to the dtype of v.
+
+    The scale is a factor within the exponent, where it is fused with the subtraction, rather than one of every product.
+    """
+    new_peak = tl.maximum(peak, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -68,10 +72,10 @@ def _attend(
         else:
             k = tl.load(k_at)
             v = tl.load(v_at)
-        s = tl.dot(q, k, input_precision="ieee") * scale
+        s = tl.dot(q, k, input_precision="ieee")
         if MASKED:
             s = tl.where((first + key)[None, :] < visible[:, None], s, float("-inf"))
-        acc, peak, total = online_softmax(acc, peak, total, s, v)
+        acc, peak, total = online_softmax(acc, peak, total, s, scale, v)
         k_at += BLOCK_N * K_STRIDE
         v_at += BLOCK_N * V_STRIDE
     return acc, peak, total
@@ -137,9 +141,16 @@ def _forest_attention_kernel(
         fork = tl.load(segments_ptr + segment * 4 + 3)
         while ancestor >= 0:
             above = tl.load(segments_ptr + ancestor * 4).to(tl.int64)
+            whole = fork // BLOCK_N * BLOCK_N
+            visible = tl.full([BLOCK_M], fork, tl.int32)
             acc, peak, total = _attend(
                 acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
-                0, fork, tl.full([BLOCK_M], fork, tl.int32), scale,
+                0, whole, visible, scale,
+                K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=False,
+            )  # fmt: skip
+            acc, peak, total = _attend(
+                acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
+                whole, fork, visible, scale,
                 K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
             )  # fmt: skip
             fork = tl.load(segments_ptr + ancestor * 4 + 3)
