@@ -187,8 +187,8 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=PRECISIONS,
         metavar="NAME",
-        help=f"precisions to compare at: {', '.join(PRECISIONS)}; by default all on a CPU, bf16 on a GPU, "
-        "fp32 with --grid and --busy",
+        help=f"precisions to compare at: {', '.join(PRECISIONS)}; by default all on a CPU (with --rerank, all "
+        "but 8bit), bf16 on a GPU, fp32 with --grid and --busy",
     )
     parser.add_argument(
         "--beside",
@@ -227,8 +227,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--scaling",
         action="store_true",
-        help="compare lastword on --threads threads with lastword on one thread, and with as many models of one thread "
-        "each (device 'cpu,cpu')",
+        help="compare lastword on N threads (N is --threads) with lastword on one thread, and with N models side by "
+        "side, each on one thread (with N = 2, device 'cpu,cpu')",
     )
     mode.add_argument(
         "--rerank",

@@ -105,12 +105,14 @@ def _environment(threads: int) -> dict[str, str]:
 class Process:
     """A process that runs a corpus job."""
 
-    def __init__(self, setting: Setting, path: Path, out: Path, threads: int) -> None:
+    def __init__(
+        self, setting: Setting, path: Path, out: Path, threads: int, *more: str
+    ) -> None:
         rows = path.read_bytes().count(b"\n")
         program = "import sys; from lastword.cli.entry import main; sys.exit(main())"
         options = ["embed", path, "-o", f"{out}/", "--json", "--quiet", "--device", "cpu"]
         options += ["--unit-records", max(20, rows // _UNITS)]
-        options += ["--model", setting.model] if setting.model else []
+        options += [*more, *(["--model", setting.model] if setting.model else [])]
         self._began, self._errors = perf_counter(), tempfile.TemporaryFile()  # noqa: SIM115  closed in `wait`
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, options)], stdout=subprocess.PIPE, stderr=self._errors,
@@ -118,17 +120,22 @@ class Process:
         )  # fmt: skip
 
     def wait(self) -> dict[str, Any]:
-        """Wait for the job; return its rows, the seconds of its units and of the whole process, and its peak memory.
+        """Wait for the job; return its rows, its times in seconds, and its peak memory.
+
+        "seconds" is the sum of its units' times, "wall" the time of the whole process, and "per_unit" the time from the
+        end of the first unit to the end of the last, divided by the units in between.
 
         Raises:
             ConfigError: it failed; the error has its last lines.
         """
         process, seconds, peak, rows = self._process, 0.0, 0, 0
+        ends = []
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 unit = json.loads(line)
                 seconds, rows = seconds + unit["seconds"], rows + unit["rows"]
+                ends.append(perf_counter())
                 peak = max(peak, held_bytes("VmHWM", process.pid))
             status = process.wait()
         finally:
@@ -140,7 +147,10 @@ class Process:
         if status:
             raise ConfigError("lastword bench bulk", "a job failed", got=" / ".join(lines[-3:]))
         wall = perf_counter() - self._began
-        return {"rows": rows, "seconds": seconds, "wall": wall, "peak_bytes": peak}
+        per_unit = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+        return {
+            "rows": rows, "seconds": seconds, "wall": wall, "per_unit": per_unit, "peak_bytes": peak
+        }  # fmt: skip
 
 
 def _compare(setting: Setting, ways: Sequence[str]) -> None:
@@ -299,6 +309,29 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
+def ray(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Compare a job with one on a Ray cluster of this machine, with one worker of as many threads: seconds per unit."""
+    threads = torch.get_num_threads()
+    ways: dict[str, tuple[str, ...]] = {
+        "local": (),
+        "ray": ("--ray", "local", "--cores-per-model", str(threads)),
+    }
+    taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for number in range(setting.rounds):
+        path = setting.texts(setting.rows, number)
+        for way in ways if number % 2 == 0 else [*ways][::-1]:
+            out = setting.new_folder()
+            taken[way].append(Process(setting, path, out, threads, *ways[way]).wait())
+    for way, found in taken.items():
+        per_unit, wall = (
+            statistics.median(each[key] for each in found) for key in ("per_unit", "wall")
+        )
+        yield {
+            "scenario": "ray", "way": way, "seconds_per_unit": per_unit, "wall": wall,
+            "line": f"{way:<10} {per_unit:8.3f} s per unit   {wall:8.2f} s in all, with start and planning",
+        }  # fmt: skip
+
+
 def memory(setting: Setting) -> Iterator[dict[str, Any]]:
     """Show the peak memory of jobs of a tenth of the texts, all of them, and ten times as many (twice with --model)."""
     for tenths in (*_MEMORY_STEPS, 100 if setting.args.model is None else 20):
@@ -316,6 +349,7 @@ SCENARIOS: Mapping[str, Callable[[Setting], Iterator[dict[str, Any]]]] = {
     "encode": encode,
     "workers": workers,
     "resume": resume,
+    "ray": ray,
     "memory": memory,
     "fleet": lambda _: fleet(),
 }

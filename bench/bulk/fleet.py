@@ -91,8 +91,9 @@ def simulate(gpus: int, units: int, unit_hours: float, *, shared: bool, seed: in
         gpus: the number of GPUs.
         units: the number of units.
         unit_hours: the hours of a unit on a GPU that is not slow.
-        shared: whether a free GPU takes the next unit of all; otherwise every GPU has a fixed share.
-        seed: of the random numbers.
+        shared: whether all GPUs take units from one queue, each as it becomes free; otherwise every GPU has a fixed
+            share.
+        seed: the seed of the random numbers.
     """
     draw = random.Random(seed)  # noqa: S311  no secrets
     slowness = [_SLOWNESS if draw.random() < _SLOW else 1.0 for _ in range(gpus)]

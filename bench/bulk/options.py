@@ -4,7 +4,8 @@ import argparse
 
 from lastword.bench.options import json_lines_file, path, positive
 
-SCENARIOS = ("encode", "workers", "resume", "memory", "fleet")
+SCENARIOS = ("encode", "workers", "resume", "memory", "fleet", "ray")
+BY_DEFAULT = SCENARIOS[:-1]
 PEERS = ("pandas", "datasets", "ray", "vllm")
 
 EXAMPLES = """examples:
@@ -12,15 +13,18 @@ EXAMPLES = """examples:
   lastword bench bulk --quick
   lastword bench bulk --model ./model --beside pandas datasets ray vllm --python vllm/bin/python
   lastword bench bulk --scenarios fleet
+  lastword bench bulk --scenarios ray               needs pip install 'lastword[ray]' too
 
-Times corpus jobs (lastword embed FILES -o DIRECTORY/) in processes of their own. Times leave out
-process start and model loading, except in the resume scenario and for Ray Data, whose actor loads
-the model; planning is left out, too. Scenarios: encode compares a job with `Embedder.encode` on the
-same texts; workers compares one worker process with two; resume reruns a finished job and a
-half-finished one; memory shows peak memory for inputs of several sizes; fleet computes and
-simulates how long a billion texts take on 8 and on 512 GPUs, from assumptions that it prints.
---beside adds vLLM's run-batch, and sentence-transformers called in three ways: for a pandas data
-frame, in datasets.map and in Ray Data. Needs pip install 'lastword[bulk,bench]'."""
+Times corpus jobs (lastword embed FILES -o DIRECTORY/) in processes of their own. The times
+leave out process start, planning and model loading, with two exceptions: the resume scenario times
+whole processes, and the time for Ray Data includes model loading, which its actor does. Scenarios:
+encode compares a job with `Embedder.encode` on the same texts; workers compares one worker process
+with two; resume reruns a finished job and a half-finished one; memory shows peak memory for inputs
+of several sizes; fleet computes and simulates how long a billion texts take on 8 and on 512 GPUs,
+from assumptions that it prints; ray compares the time per unit of a job with that of the same job
+on a Ray cluster of this machine. --beside adds vLLM's run-batch, and sentence-transformers called
+in three ways: for a pandas data frame, in datasets.map and in Ray Data. Needs pip install
+'lastword[bulk,bench]'."""
 
 
 def add_bulk(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +33,9 @@ def add_bulk(parser: argparse.ArgumentParser) -> None:
         "--scenarios",
         nargs="+",
         choices=SCENARIOS,
-        default=list(SCENARIOS),
+        default=list(BY_DEFAULT),
         metavar="NAME",
-        help=f"what to measure: {', '.join(SCENARIOS)}; by default all",
+        help=f"what to measure: {', '.join(SCENARIOS)}; by default all but ray",
     )
     parser.add_argument(
         "--model",

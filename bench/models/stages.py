@@ -43,7 +43,7 @@ def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
 
 
 def forward(embedder: Embedder, forests: Iterable[Forest]) -> None:
-    """Run only the forward (on a GPU with packing), without tokenising, building forests and postprocessing."""
+    """Run the forward alone (on a GPU with its packing): no tokenising, building of forests or postprocessing."""
     model = model_of(embedder)
     for forest in forests:
         model.forward(forest)

@@ -125,7 +125,7 @@ class Setup:
 
 
 def chat_template(info: RerankerInfo) -> str:
-    """Return a chat template for sentence-transformers that makes of a pair the same text as lastword's reranker."""
+    """Return a chat template with which sentence-transformers makes the same text of a pair as lastword does."""
     template, instruction = info.template, info.resolve_instruction({})
     query, document = (
         f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first }}}}'

@@ -17,7 +17,7 @@ _ACCEPTED_SECONDS = 0.25
 
 
 def disconnects(setting: Setting) -> Iterable[Row]:
-    """Let clients go away in the middle of requests; compare the server's queue, memory and descriptors with before."""
+    """Let clients leave in the middle of requests; compare queue, memory and descriptors before and after."""
     count = setting.args.disconnects
     with setting.server() as server:
 

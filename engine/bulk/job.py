@@ -1,4 +1,4 @@
-"""Run the units of a job: claim one, write its files aside, rename them, then record that it is done.
+"""Run the units of a job: claim one, write its files under temporary names, rename them, record that it is done.
 
 A unit's files have fixed names and their content depends on the plan only. So whatever is interrupted, and however many
 processes work on a folder, the result is the same: a unit is done twice at worst, with the same bytes.

@@ -405,9 +405,9 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=text_argument,
         metavar="FIELD=VALUE",
         help="use only records whose FIELD equals VALUE. With != instead of =, FIELD must differ from VALUE; with <, "
-        "<=, > or >=, it must be a number that compares so with VALUE. A missing field counts as null. Numbers are "
-        "compared by value, and anything else as written, ignoring white space around VALUE. May be repeated: all "
-        "must hold",
+        "<=, > or >=, it must be a number for which that comparison with VALUE is true. A missing field counts as "
+        "null. Numbers are compared by value, and anything else as written, ignoring white space around VALUE. May be "
+        "repeated: all must hold",
     )
     parser.add_argument(
         "--delimiter",

@@ -117,7 +117,8 @@ def settings_meta(
     Args:
         meta: the model's metadata, perhaps with an experiment that a wrapper added.
         info: the model's files and settings.
-        fingerprint: the space fingerprint, or a reranker's identity; the revision of a model without one on the hub.
+        fingerprint: the space fingerprint, or a reranker's identity; it serves as the revision of a model that has
+            none on the hub.
         run: the run fingerprint, of the model and all settings.
         own: more settings, which only this kind of model has.
     """

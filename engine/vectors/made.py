@@ -1,4 +1,4 @@
-"""How stored vectors were made, as the metadata beside them says, and whether a model's queries can be compared."""
+"""How stored vectors were made, according to their metadata; whether a model's queries can be compared with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -39,7 +39,10 @@ def place_of(fields: Mapping[str, object], where: str) -> Place | None:
 
 
 def without_fields(place: Place, text: str | None, own: str | int | None = None) -> Record:
-    """Return the record of a vector stored with its place only and perhaps an id and, for a chunk, the chunk's text."""
+    """Return the record of a vector that was stored without its record's fields.
+
+    It has the vector's place, its id if there is one and, for a chunk, the chunk's text.
+    """
     fields = {} if text is None else {"text": text}
     path, line, chunk = place
     return Record(

@@ -1,7 +1,7 @@
 """Names and sizes of dtypes in safetensors and in torch, and access to a tensor's bytes without NumPy.
 
-The table lists every dtype of the safetensors format; a checkpoint's weights may have only `WEIGHT_DTYPES`. Importing
-this module does not import torch.
+The table lists the dtypes of the safetensors format that lastword knows; a checkpoint's weights may have only
+`WEIGHT_DTYPES`. Importing this module does not import torch.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def dtype_name(dtype: "torch.dtype") -> str:
 
 
 def safetensors_name(dtype: "torch.dtype") -> str | None:
-    """Return the name of a dtype in safetensors, such as `BF16`; None if the format has no such dtype."""
+    """Return the name of a dtype in safetensors, such as `BF16`; None if the table has no such dtype."""
     return _STORED_AS.get(dtype_name(dtype))
 
 

@@ -1,7 +1,8 @@
 """The merge methods: each computes one coefficient per model and tensor, in float64.
 
-Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. Each model's
-tensor x_i is treated as one vector; the vectors x_i - base are called rows, and their inner products the Gram matrix.
+Every method here is `out = base + sum_i c_i (x_i - base)`. The base is the tensor of the recipe's base_model with
+task_arithmetic and, if there is a base_model, with multislerp; otherwise it is zero. Each model's tensor x_i is treated
+as one vector; the vectors x_i - base are called rows, and their inner products the Gram matrix.
 The coefficients c_i depend only on the recipe's numbers and, with slerp and multislerp, on the Gram matrix. For these
 two methods a tensor is read twice: first for the Gram matrix, then for the sum. `tensor_merge.py` reads the tensors.
 

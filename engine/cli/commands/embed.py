@@ -66,10 +66,9 @@ With -o DIRECTORY/, the command is a job. Its plan (_plan.json) divides the inpu
 appear in the folder, as part-000000.parquet and so on, once the unit is complete. If an interrupted command is run
 again with the same options, it does only what is missing; several processes or machines may work on one folder. Records
 that cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has
-the columns `id` (the record's own id or, if it has none, its place in the input), a column for each other field of the
-records, `other` (a JSON object of the fields that have no column of their own, or whose value does not fit the type of
-their column; the columns are chosen from a sample of the records), `path`, `line`, `chunk`, `start`, `end`,
-`embedding`, `tokens` and `truncated`.
+the column `id` (the record's own id or, if it has none, its place in the input); a column for each remaining field
+found in a sample of the records; `other`, a JSON object of the fields that have no column or whose value does not fit
+their column's type; and `path`, `line`, `chunk`, `start`, `end`, `embedding`, `tokens` and `truncated`.
 
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors or Parquet file holds
 its own metadata; for .npy and .jsonl, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named

@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.path_argument,
         required=True,
         metavar="FILE",
-        help="the requests, as JSON lines, also compressed (.gz, .zst) or at a URL; - for stdin",
+        help="the requests, as JSON lines; the file may be compressed (.gz, .zst) or at a URL; - for stdin",
     )
     parser.add_argument(
         "-o",

@@ -55,7 +55,7 @@ class DirectRoute(APIRoute):
 
 
 class App(FastAPI):
-    """FastAPI with `Gate` around all of it, which calls the endpoint of most requests itself.
+    """FastAPI inside a `Gate`; for most requests, the gate calls the endpoint itself.
 
     FastAPI's own eight layers between the server and an endpoint do nothing that a `DirectRoute` needs.
     """

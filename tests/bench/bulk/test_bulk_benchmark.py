@@ -29,6 +29,16 @@ def test_encode_and_resume(tmp_path: Path, capfd: pytest.CaptureFixture) -> None
     assert "texts/s" in capfd.readouterr().out
 
 
+def test_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    path = tmp_path / "result.jsonl"
+    options = ["--rows", "400", "--quick", "--scenarios", "ray", "--json", str(path)]
+    assert main(["bench", "bulk", *options]) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["way"] for line in lines] == ["local", "ray"]
+    assert all(0 < line["seconds_per_unit"] < line["wall"] for line in lines)
+
+
 def test_other_vectors_are_refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

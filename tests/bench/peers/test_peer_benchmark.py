@@ -257,8 +257,8 @@ def test_busy(few, tiny_checkpoint: Path, monkeypatch, capfd) -> None:
 
 
 def test_scaling(few, tiny_checkpoint: Path, capfd) -> None:
-    words = ("--scaling", "--rounds", "1", "--precisions", "fp32", "--model", str(tiny_checkpoint))
-    result, out, _ = bench(capfd, *words)
+    words = ("--scaling", "--threads", "2", "--rounds", "1", "--precisions", "fp32", "--model")
+    result, out, _ = bench(capfd, *words, str(tiny_checkpoint))
     ours = {"lastword", "lastword, 1 thread", "lastword, 2 models"}
     assert {row["library"] for row in result["rows"]} == ours
     assert "lastword, 2 models" in out
