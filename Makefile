@@ -41,6 +41,7 @@ test: lint types browser
 	$(PARALLEL) -m "not timing and not soak"
 	$(PYTEST) -m "timing and not soak"
 	TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter
+	$(MAKE) prove-kernels
 
 # The page of `lastword serve` is tested in Chromium. Where it is missing, Debian's is installed if that is possible;
 # if not, those tests are skipped.
@@ -67,10 +68,11 @@ types: $(VENV)/.installed-test
 	cd $(VENV)/types && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
-# ttsem executes the IR that Triton compiles for a GPU, and checks every access. Its metadata asks for Python 3.12; it
-# works with 3.11 too.
+# ttsem executes the IR that Triton compiles for a GPU, and checks every access. Its metadata asks for Python 3.12, but it
+# works with 3.11 too. Where it cannot be installed, the kernels run in Triton's interpreter only.
 prove-kernels: $(VENV)/.installed-test
-	$(INSTALL) --no-deps --ignore-requires-python --upgrade --target $(CURDIR)/$(VENV)/ttsem ttsem==0.1.0
+	@$(INSTALL) --no-deps --ignore-requires-python --upgrade --target $(CURDIR)/$(VENV)/ttsem ttsem==0.1.0 \
+	    || { echo "ttsem cannot be installed: the kernels are not proved"; exit 0; }; \
 	PROVE_KERNELS=1 PYTHONPATH=$(CURDIR)/$(VENV)/ttsem $(PARALLEL) tests/interpreter
 
 soak: $(VENV)/.installed-test

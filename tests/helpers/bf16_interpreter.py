@@ -71,7 +71,9 @@ def _decoded(values: Any) -> Any:
 def _refuse_bfloat16(compute: Any) -> Any:
     def checked(self: Any, first: Any, *rest: Any) -> Any:
         if first.dtype.scalar == tl.bfloat16:
-            raise NotImplementedError("Triton's interpreter would compute with the bits of bfloat16")
+            raise NotImplementedError(
+                "Triton's interpreter would compute with the bits of bfloat16"
+            )
         return compute(self, first, *rest)
 
     return checked

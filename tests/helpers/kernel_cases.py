@@ -1,4 +1,4 @@
-"""A small call of each kernel, whose results can be computed by the kernel, a mutant of it, PyTorch or the reference."""
+"""A small call of each kernel, which the kernel itself, a mutant of it, PyTorch and the reference can compute."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +40,13 @@ QKV, HEAD_WEIGHTS = normal(5, (9 + 2) * 32, seed=4) * 0.1, (normal(32, seed=5), 
 ANGLES = torch.arange(5)[:, None] * torch.linspace(0.1, 1.0, 16)
 EPS, SCALE = 1e-3, 32**-0.5
 # Ancestors, segments of several blocks of keys, and (LONG) paths long enough to be split.
-TEXTS = [[7] * 24 + [1] * 90, [7] * 24 + [2], [3] * 5, [4] * 70]
+TEXTS = [
+    [7] * 24 + [1] * 90,
+    [7] * 24 + [2] * 30 + [5] * 9,
+    [7] * 24 + [2] * 30 + [6],
+    [3] * 5,
+    [4] * 70,
+]
 LONG = [[1] * 700 + [2] * 300, [1] * 700 + [3] * 9]
 
 
@@ -61,7 +67,10 @@ def embedded_norm(ops: Operations, wide: Callable) -> torch.Tensor:
 def rope(ops: Operations, wide: Callable) -> torch.Tensor:
     qkv = wide(QKV).clone()
     # Tables are in fp32 in every dtype but that of the reference.
-    tables = (each.to(torch.promote_types(qkv.dtype, torch.float32)) for each in (ANGLES.cos(), ANGLES.sin()))
+    tables = (
+        each.to(torch.promote_types(qkv.dtype, torch.float32))
+        for each in (ANGLES.cos(), ANGLES.sin())
+    )
     weights = (wide(each) for each in HEAD_WEIGHTS)
     ops.qk_norm_rope(qkv, *weights, *tables, num_heads=9, num_kv_heads=1, eps=EPS)
     return qkv
@@ -92,6 +101,8 @@ CASES: dict[str, tuple[ModuleType, Case]] = {
     "final_attention": (final_attention, partial(attention, "final_attention", TEXTS)),
     "final_attention, split": (final_attention, partial(attention, "final_attention", LONG)),
 }
+
+
 def quantized_norm(ops: Operations) -> tuple[torch.Tensor, torch.Tensor]:
     return ops.add_rms_norm_quantize(X, RESIDUAL.clone(), WEIGHT, EPS, FP8)
 

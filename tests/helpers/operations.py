@@ -93,9 +93,9 @@ _RMS_FP32, _RMS_RATIO, _RMS_FLOOR = 2e-6, 1.5, 1e-6
 def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
     """Check a kernel's result: the places of NaN and infinity, the largest error and the RMS error.
 
-    The largest error may be twice the CPU implementation's plus a floor. In fp16 and bf16 the RMS error may be 1.5 times
-    the CPU implementation's: a softmax whose logits are rounded to bf16 has 2.2 times as much. In fp32 both errors are
-    so small that their ratio says little, so the RMS error may be 2e-6 of the result's RMS.
+    The largest error may be twice the CPU implementation's plus a floor. In fp16 and bf16 the RMS error may be 1.5
+    times the CPU implementation's: a softmax whose logits are rounded to bf16 has 2.2 times as much. In fp32 both
+    errors are so small that their ratio says little, so the RMS error may be 2e-6 of the result's RMS.
 
     Args:
         kernel: the kernel's result.
@@ -124,7 +124,8 @@ def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
 def assert_quantized(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
     """Compare fp8 codes and scales of rows with the CPU implementation's.
 
-    Scales may differ by rounding. A value between two codes may round either way, so 1 % of the codes may differ by one.
+    Scales may differ by rounding. A value between two codes may round either way, so 1 % of the codes may differ by
+    one.
     """
     (codes, scale), (cpu_codes, cpu_scale) = ours, theirs
     assert (codes.dtype, codes.shape) == (cpu_codes.dtype, cpu_codes.shape)

@@ -95,7 +95,11 @@ def test_logits_of_any_size() -> None:
 
 
 # The shapes of a real forest's texts at the block sizes that ship; [1024] is several tiles and blocks of keys.
-SM_90 = [[[1] * 1024], [[7] * 140 + [i] * (1 + 60 * i) for i in range(4)], [[i] * 3 for i in range(9)]]
+SM_90 = [
+    [[1] * 1024],
+    [[7] * 140 + [i] * (1 + 60 * i) for i in range(4)],
+    [[i] * 3 for i in range(9)],
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

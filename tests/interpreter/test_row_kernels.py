@@ -123,7 +123,9 @@ def test_swiglu_quantize(F: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [16, 80, 1024, 2560])
 def test_add_rms_norm_quantize(C: int, dtype: torch.dtype) -> None:
-    x, residual, weight = (random(*shape, dtype=dtype, seed=i) for i, shape in enumerate(((3, C), (3, C), (C,))))
+    x, residual, weight = (
+        random(*shape, dtype=dtype, seed=i) for i, shape in enumerate(((3, C), (3, C), (C,)))
+    )
     x[1] = -residual[1]  # the sum is zero
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6)
