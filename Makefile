@@ -3,6 +3,7 @@
 #   make test   install with the test extra; lint, types, tests
 # Both install in editable form, once: after an edit nothing is installed anew until pyproject.toml or
 # constraints.txt change. The wheel has its own test, tests/test_install.py.
+# `make prove-kernels` runs the Triton kernels without a GPU, and checks their accesses to memory.
 # `make soak` runs larger counts, 20,000 mutated inputs (tests/fuzz), and repeats the tests under new
 # random seeds, with twenty times as many random cases; `make clean` removes what these made.
 
@@ -22,7 +23,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 
 NOTES := examples/notes.txt
 
-.PHONY: demo test browser lint types soak clean
+.PHONY: demo test browser lint types prove-kernels soak clean
 
 demo: $(VENV)/.installed
 	@mkdir -p .demo
@@ -40,6 +41,7 @@ test: lint types browser
 	$(PARALLEL) -m "not timing and not soak"
 	$(PYTEST) -m "timing and not soak"
 	TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter
+	$(MAKE) prove-kernels
 
 # The page of `lastword serve` is tested in Chromium. Where it is missing, Debian's is installed if that is possible;
 # if not, those tests are skipped.
@@ -65,6 +67,13 @@ types: $(VENV)/.installed-test
 	ln -s $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/weights $(CURDIR)/bench $(VENV)/types/lastword
 	cd $(VENV)/types && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
+
+# ttsem executes the IR that Triton compiles for a GPU, and checks every access. Its metadata asks for Python 3.12, but it
+# works with 3.11 too. Where it cannot be installed, the kernels run in Triton's interpreter only.
+prove-kernels: $(VENV)/.installed-test
+	@$(INSTALL) --no-deps --ignore-requires-python --upgrade --target $(CURDIR)/$(VENV)/ttsem ttsem==0.1.0 \
+	    || { echo "ttsem cannot be installed: the kernels are not proved"; exit 0; }; \
+	PROVE_KERNELS=1 PYTHONPATH=$(CURDIR)/$(VENV)/ttsem $(PARALLEL) tests/interpreter
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz/campaign.py --oracle --cases $(FUZZ_CASES) $(FUZZ_SEED:%=--seed %)

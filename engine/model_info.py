@@ -31,6 +31,7 @@ from lastword.model.postprocess import VectorFormat
 from lastword.model.prompt_cache import MAX_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS
 from lastword.runtime.device import (
     check_quantize,
+    check_quantized_layers,
     choose_devices,
     choose_dtype,
     quantize_identity,
@@ -149,6 +150,7 @@ class OpenedModel:
         self.files = replace(files, folder=files.folder.absolute())
         self.name = self.files.name
         self.config, self.spec = self._read_settings(self.files.folder)
+        check_quantized_layers(quantize, self.config.num_hidden_layers)
         self.prompts = {**self.spec.prompts, **check_prompts(prompts)}
         self.default_prompt_name = self.spec.default_prompt_name
         self.tokenizer = self._open_tokenizer()

@@ -34,8 +34,13 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
         raise _wrong(where, what, _dtype_and_device(tensor), _dtype_and_device(like))
 
 
-def check_heads(where: str, **heads: Tensor) -> None:
-    """Check that in tensors [rows, heads, D] the heads of a row are contiguous; there may be gaps between rows."""
+def check_heads(where: str, scale: float, **heads: Tensor) -> None:
+    """Check that in tensors [rows, heads, D] the heads of a row are contiguous, and that the softmax scale is above 0.
+
+    There may be gaps between rows. The kernels find the largest logit before they multiply by the scale.
+    """
+    if not scale > 0:
+        raise _wrong(where, "wrong softmax scale", scale, "a number above 0")
     for name, x in heads.items():
         if x.stride()[1:] != (x.shape[2], 1):
             expected = f"(any, {x.shape[2]}, 1)"

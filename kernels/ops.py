@@ -251,7 +251,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
         plan: the batch's attention plan: `KernelTables` for a Triton kernel, a `CpuPlan` for PyTorch.
-        scale: factor of the logits q·k, 1/√D in Qwen3.
+        scale: factor of the logits q·k, above 0; 1/√D in Qwen3.
 
     Returns:
         [T, H·D], dtype of q.
@@ -261,12 +261,12 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         may be rounded to that dtype before the sum.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is of the
-            wrong kind for the implementation.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, the scale is not above
+            0, or the plan is of the wrong kind for the implementation.
     """
     check("forest_attention", "k", k, (plan.cached + q.shape[0], -1, q.shape[2]), like=q)
     check("forest_attention", "v", v, tuple(k.shape), like=q)
-    check_heads("forest_attention", q=q, k=k, v=v)
+    check_heads("forest_attention", scale, q=q, k=k, v=v)
     if on_triton("forest_attention", q):
         tables = _tables("forest_attention", plan)
         from lastword.kernels.gpu import forest_attention as forest_attention_kernel
@@ -283,7 +283,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
         k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
         plan: the batch's attention plan: `KernelTables` for a Triton kernel, a `CpuPlan` for PyTorch.
-        scale: factor of the logits q·k, 1/√D in Qwen3.
+        scale: factor of the logits q·k, above 0; 1/√D in Qwen3.
 
     Returns:
         [N, H·D], dtype of q.
@@ -293,13 +293,13 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
         may be rounded to that dtype before the sum.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is of the
-            wrong kind for the implementation.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, the scale is not above
+            0, or the plan is of the wrong kind for the implementation.
     """
     check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
     check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
     check("final_attention", "v", v, tuple(k.shape), like=q)
-    check_heads("final_attention", q=q, k=k, v=v)
+    check_heads("final_attention", scale, q=q, k=k, v=v)
     if on_triton("final_attention", q):
         tables = _tables("final_attention", plan)
         from lastword.kernels.gpu import final_attention as final_attention_kernel

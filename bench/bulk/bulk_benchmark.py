@@ -105,9 +105,7 @@ def _environment(threads: int) -> dict[str, str]:
 class Process:
     """A process that runs a corpus job."""
 
-    def __init__(
-        self, setting: Setting, path: Path, out: Path, threads: int, *more: str
-    ) -> None:
+    def __init__(self, setting: Setting, path: Path, out: Path, threads: int, *more: str) -> None:
         rows = path.read_bytes().count(b"\n")
         program = "import sys; from lastword.cli.entry import main; sys.exit(main())"
         options = ["embed", path, "-o", f"{out}/", "--json", "--quiet", "--device", "cpu"]

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler.compiler import ASTSource
 
 from lastword.bench.kernels.launches import Launch, all_launches
@@ -118,13 +119,18 @@ def _nvidia_tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
+def _assembler() -> str:
+    """Return the ptxas that the installed Triton uses for sm_90; from 3.9 on it is the one for sm_100."""
+    return str(get_ptxas(90).path)
+
+
 def _serializes(ptx: str) -> bool:
     """Return whether ptxas warns that it serialises wgmma; ptxas runs again here, because Triton drops its warnings."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         command = [
-            str(_nvidia_tool("ptxas")),
+            _assembler(),
             "-v",
             "--gpu-name=sm_90a",
             file.name,

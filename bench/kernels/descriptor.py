@@ -79,10 +79,10 @@ def _forest_attention_descriptor_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     for low in tl.range(0, end, BLOCK_N, warp_specialize=True):
         k = k_rows.load([low, 0])
-        s = tl.dot(q, k.T, input_precision="ieee") * scale
+        s = tl.dot(q, k.T, input_precision="ieee")
         s = tl.where((low + key)[None, :] <= token[:, None], s, float("-inf"))
         v = v_rows.load([low, 0])
-        acc, peak, total = online_softmax(acc, peak, total, s, v)
+        acc, peak, total = online_softmax(acc, peak, total, s, scale, v)
 
     # A descriptor's store has no mask, and later rows belong to other segments, so this store uses pointers.
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)

@@ -152,7 +152,9 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
     on_cpu = device.type == "cpu"
     if args.scaling and (args.threads == 1 or not on_cpu):
         got = f"--threads {args.threads}, {device}"
-        raise ConfigError("--scaling", "compares threads", got=got, expected="at least two, on a CPU")
+        raise ConfigError(
+            "--scaling", "compares threads", got=got, expected="at least two, on a CPU"
+        )
     default = ["fp32"] if args.grid or args.busy else [*PRECISIONS] if on_cpu else ["bf16"]
     if args.rerank is not None:
         default = [each for each in default if each != "8bit"]  # nobody else scores in 8 bits

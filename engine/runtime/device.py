@@ -156,6 +156,18 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     return quantize
 
 
+def check_quantized_layers(quantize: str | None, layers: int) -> None:
+    """Raise ConfigError if the mode would quantise none of a model's layers."""
+    if quantize == "fp8" and layers < 3:
+        raise ConfigError(
+            "quantize",
+            "fp8 leaves the first and the last layer as they are, so nothing would be quantised",
+            got=f"a model with {layers} layers",
+            expected="at least 3",
+            remedy="Leave it out.",
+        )
+
+
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
     """Return what a fingerprint says of quantisation: the mode, and what its rounding depends on; None for no mode."""
     if quantize == "int8":

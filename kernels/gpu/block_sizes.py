@@ -38,7 +38,7 @@ ATTENTION: dict[str, dict[str, BlockSizes]] = {
         "float32": BlockSizes(16, 16, 2, 1, "compiled 2026-11-24"),
     },
     "sm_90": {
-        "plain": BlockSizes(128, 128, 8, 2, "compiled 2026-11-23"),
+        "plain": BlockSizes(128, 128, 8, 3, "compiled 2026-11-30"),
         "tree": BlockSizes(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": BlockSizes(64, 32, 4, 2, "compiled 2026-11-23"),
         "float32": BlockSizes(32, 16, 8, 1, "compiled 2026-11-23"),

@@ -77,11 +77,11 @@ def _final_attention_kernel(
             row = start + at
             k_at = k_ptr + (row * K_STRIDE + head * D)[None, :] + d[:, None]
             k = tl.load(k_at, mask=inside[None, :] & (d < D)[:, None], other=0.0)
-            s = tl.dot(q, k, input_precision="ieee") * scale
+            s = tl.dot(q, k, input_precision="ieee")
             s = tl.where(inside[None, :], s, float("-inf"))
             v_at = v_ptr + (row * V_STRIDE + head * D)[:, None] + d[None, :]
             v = tl.load(v_at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            acc, peak, total = online_softmax(acc, peak, total, s, v)
+            acc, peak, total = online_softmax(acc, peak, total, s, scale, v)
         passed += keys
         keys = tl.load(segments_ptr + segment * 4 + 3)
         segment = tl.load(segments_ptr + segment * 4 + 2)

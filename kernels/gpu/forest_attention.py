@@ -21,12 +21,16 @@ def online_softmax(
     acc,  # [M, D] fp32, weighted sum of values
     peak,  # [M] fp32, largest logit so far, times log2(e)
     total,  # [M] fp32, sum of the softmax weights
-    s,  # [M, N] fp32 logits times log2(e), -inf where masked
+    s,  # [M, N] fp32 products q·k, -inf where masked
+    scale,  # softmax scale · log2(e); > 0, so that the largest product gives the largest logit
     v,  # [N, D]
 ):
-    """Add one block of keys to the running softmax: sums in fp32, softmax weights rounded to the dtype of v."""
-    new_peak = tl.maximum(peak, tl.max(s, 1))
-    p = tl.exp2(s - new_peak[:, None])
+    """Add one block of keys to the running softmax: sums in fp32, softmax weights rounded to the dtype of v.
+
+    The scale is a factor within the exponent, where it is fused with the subtraction, rather than one of every product.
+    """
+    new_peak = tl.maximum(peak, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
@@ -51,6 +55,7 @@ def _attend(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
+    TIGHT: tl.constexpr,
 ):
     """Attend to the keys [low, high) of one segment, block by block; logits in fp32."""
     key = tl.arange(0, BLOCK_N)
@@ -68,10 +73,12 @@ def _attend(
         else:
             k = tl.load(k_at)
             v = tl.load(v_at)
-        s = tl.dot(q, k, input_precision="ieee") * scale
+        s = tl.dot(q, k, input_precision="ieee")
+        if TIGHT:
+            s = s * scale
         if MASKED:
             s = tl.where((first + key)[None, :] < visible[:, None], s, float("-inf"))
-        acc, peak, total = online_softmax(acc, peak, total, s, v)
+        acc, peak, total = online_softmax(acc, peak, total, s, 1.0 if TIGHT else scale, v)
         k_at += BLOCK_N * K_STRIDE
         v_at += BLOCK_N * V_STRIDE
     return acc, peak, total
@@ -96,6 +103,7 @@ def _forest_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TREE: tl.constexpr,  # whether any segment has ancestors
+    TIGHT: tl.constexpr,  # whether to spare registers: scale all products, and mask all keys of ancestors
 ):
     """out = softmax(scale · q·kᵀ) · v over the keys on each row's path, rounded once at the store."""
     TOKENS: tl.constexpr = BLOCK_M // G
@@ -125,22 +133,31 @@ def _forest_attention_kernel(
     acc, peak, total = _attend(
         acc, peak, total, q, k_ptr + start * K_STRIDE, v_ptr + start * V_STRIDE,
         0, diagonal, token + 1, scale,
-        K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=False,
+        K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=False, TIGHT=TIGHT,
     )  # fmt: skip
     acc, peak, total = _attend(
         acc, peak, total, q, k_ptr + start * K_STRIDE, v_ptr + start * V_STRIDE,
         diagonal, tl.minimum(first + TOKENS, length), token + 1, scale,
-        K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
+        K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True, TIGHT=TIGHT,
     )  # fmt: skip
     if TREE:  # comes last: if it came first, ptxas would make every wgmma wait for the previous one
         ancestor = tl.load(segments_ptr + segment * 4 + 2)
         fork = tl.load(segments_ptr + segment * 4 + 3)
         while ancestor >= 0:
             above = tl.load(segments_ptr + ancestor * 4).to(tl.int64)
+            visible = tl.full([BLOCK_M], fork, tl.int32)
+            whole = 0
+            if not TIGHT:
+                whole = fork // BLOCK_N * BLOCK_N
+                acc, peak, total = _attend(
+                    acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
+                    0, whole, visible, scale,
+                    K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=False, TIGHT=TIGHT,
+                )  # fmt: skip
             acc, peak, total = _attend(
                 acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
-                0, fork, tl.full([BLOCK_M], fork, tl.int32), scale,
-                K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
+                whole, fork, visible, scale,
+                K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True, TIGHT=TIGHT,
             )  # fmt: skip
             fork = tl.load(segments_ptr + ancestor * 4 + 3)
             ancestor = tl.load(segments_ptr + ancestor * 4 + 2)
@@ -158,13 +175,15 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale:
     if not T:
         return out
     rows = plan.rows_per_segment * G
-    blocks = attention_blocks(q.dtype, architecture(q.device), tree=plan.has_ancestors, rows=rows)
+    on = architecture(q.device)
+    few_registers = on.startswith("gfx") or q.dtype == torch.float32  # the other form would spill
+    blocks = attention_blocks(q.dtype, on, tree=plan.has_ancestors, rows=rows)
     tiles = plan.tiles_of(tile_tokens(blocks, G))
     launch(
         _forest_attention_kernel, (len(tiles) * KH,),
         q, k, v, out, tiles, plan.segment_table, scale * math.log2(math.e),
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
         KH=KH, G=G, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),
-        TREE=plan.has_ancestors, **blocks,
+        TREE=plan.has_ancestors, TIGHT=plan.has_ancestors and few_registers, **blocks,
     )  # fmt: skip
     return out

@@ -33,17 +33,15 @@ def _qk_norm_rope_kernel(
     low_ptr = qkv_ptr + row * WIDTH + head * (2 * HALF) + d
     a = tl.load(low_ptr, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(low_ptr + HALF, mask=mask, other=0.0).to(tl.float32)
-    scale = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
-    is_q = (head < H) & (d < HALF)
-    is_k = (head >= H) & (d < HALF)
-    weight = tl.load(q_weight_ptr + d + head * 0, mask=is_q, other=0.0).to(tl.float32)
-    weight += tl.load(k_weight_ptr + d + head * 0, mask=is_k, other=0.0).to(tl.float32)
-    a = a * scale[:, None] * weight
-    weight = tl.load(q_weight_ptr + HALF + d + head * 0, mask=is_q, other=0.0).to(tl.float32)
-    weight += tl.load(k_weight_ptr + HALF + d + head * 0, mask=is_k, other=0.0).to(tl.float32)
-    b = b * scale[:, None] * weight
+    # Everything is loaded before the sums, which wait for all warps.
+    weight_ptr = tl.where(head < H, q_weight_ptr, k_weight_ptr) + d
+    a_weight = tl.load(weight_ptr, mask=mask, other=0.0).to(tl.float32)
+    b_weight = tl.load(weight_ptr + HALF, mask=mask, other=0.0).to(tl.float32)
     cos = tl.load(cos_ptr + row * HALF + d, mask=d < HALF, other=0.0)
     sin = tl.load(sin_ptr + row * HALF + d, mask=d < HALF, other=0.0)
+    scale = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)
+    a = a * scale[:, None] * a_weight
+    b = b * scale[:, None] * b_weight
     dtype = qkv_ptr.dtype.element_ty
     tl.store(low_ptr, (a * cos - b * sin).to(dtype), mask=mask)
     tl.store(low_ptr + HALF, (b * cos + a * sin).to(dtype), mask=mask)

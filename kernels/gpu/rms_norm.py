@@ -50,17 +50,17 @@ def _rms_norm_kernel(
     dtype = y_ptr.dtype.element_ty
     h_at = tl.arange(0, HEAD)
     h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD, ADD or LOOKUP)
+    weight = tl.load(weight_ptr + h_at).to(tl.float32)  # before the sums, which wait for all warps
     squares = tl.sum(h * h)
     if TAIL:
         t_at = HEAD + tl.arange(0, TAIL)
         t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD, ADD or LOOKUP)
+        t_weight = tl.load(weight_ptr + t_at, mask=t_at < C, other=0.0).to(tl.float32)
         squares += tl.sum(t * t)
     scale = 1.0 / tl.sqrt(squares / C + eps)
-    weight = tl.load(weight_ptr + h_at).to(tl.float32)
     tl.store(y_ptr + row + h_at, (h * scale * weight).to(dtype))
     if TAIL:
-        weight = tl.load(weight_ptr + t_at, mask=t_at < C, other=0.0).to(tl.float32)
-        tl.store(y_ptr + row + t_at, (t * scale * weight).to(dtype), mask=t_at < C)
+        tl.store(y_ptr + row + t_at, (t * scale * t_weight).to(dtype), mask=t_at < C)
 
 
 @triton.jit

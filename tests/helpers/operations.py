@@ -83,15 +83,19 @@ CALLS: dict[str, Call] = {
 # The operations that return two results: rows rounded to fp8, and a scale per row.
 QUANTIZING = ("add_rms_norm_quantize", "quantize_rows", "swiglu_quantize")
 
-# The largest relative RMS error of a kernel, and an error that is always allowed, as a share of the largest value.
-RELATIVE_RMS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# An error that is always allowed, as a share of the largest value.
 FLOOR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+
+
+_RMS_FP32, _RMS_RATIO, _RMS_FLOOR = 2e-6, 1.5, 1e-6
 
 
 def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
     """Check a kernel's result: the places of NaN and infinity, the largest error and the RMS error.
 
-    The largest error may be twice the CPU implementation's plus a floor.
+    The largest error may be twice the CPU implementation's plus a floor. In fp16 and bf16 the RMS error may be 1.5
+    times the CPU implementation's: a softmax whose logits are rounded to bf16 has 2.2 times as much. In fp32 both
+    errors are so small that their ratio says little, so the RMS error may be 2e-6 of the result's RMS.
 
     Args:
         kernel: the kernel's result.
@@ -110,8 +114,25 @@ def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
     error = (kernel[finite].double() - truth).abs()
     allowed = 2 * (on_cpu[finite].double() - truth).abs().max() + FLOOR[dtype] * truth.abs().max()
     assert float(error.max()) <= float(allowed), f"error {error.max():.2e}, allowed {allowed:.2e}"
-    rms = error.square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-30)
-    assert float(rms) <= RELATIVE_RMS[dtype], f"relative RMS {rms:.2e}"
+    unit = truth.square().mean().sqrt().clamp_min(1e-30)
+    rms = float(error.square().mean().sqrt() / unit)
+    plain_rms = float((on_cpu[finite].double() - truth).square().mean().sqrt() / unit)
+    most = _RMS_FP32 if dtype == torch.float32 else _RMS_RATIO * plain_rms + _RMS_FLOOR
+    assert rms <= most, f"relative RMS {rms:.2e}, allowed {most:.2e}"
+
+
+def assert_quantized(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
+    """Compare fp8 codes and scales of rows with the CPU implementation's.
+
+    Scales may differ by rounding. A value between two codes may round either way, so 1 % of the codes may differ by
+    one.
+    """
+    (codes, scale), (cpu_codes, cpu_scale) = ours, theirs
+    assert (codes.dtype, codes.shape) == (cpu_codes.dtype, cpu_codes.shape)
+    torch.testing.assert_close(scale, cpu_scale, rtol=1e-6, atol=0)
+    step = (codes.float() - cpu_codes.float()).abs()
+    assert bool((step <= cpu_codes.float().abs() / 7 + 2**-9).all())
+    assert float((step > 0).float().mean()) < 0.01
 
 
 def fill_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:

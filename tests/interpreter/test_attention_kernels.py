@@ -9,8 +9,10 @@ from helpers.operations import assert_close
 
 from lastword import kernels
 from lastword.kernels import CpuPlan, cpu, reference
+from lastword.kernels.gpu import block_sizes
+from lastword.kernels.gpu import forest_attention as forest_attention_kernel
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's entry in the table of block sizes
 
 FORESTS: dict[str, list[list[int]]] = {
@@ -90,3 +92,19 @@ def test_logits_of_any_size() -> None:
     forest = one_forest([[7] * 24 + [1] * 30, [7] * 24 + [2]])
     q, k, v = qkv(forest.tokens_computed, 4, 2, 32, torch.float32)
     check_one("forest_attention", q * 300.0, k, v, cpu_plan(forest), 1.0)
+
+
+# The shapes of a real forest's texts at the block sizes that ship; [1024] is several tiles and blocks of keys.
+SM_90 = [
+    [[1] * 1024],
+    [[7] * 140 + [i] * (1 + 60 * i) for i in range(4)],
+    [[i] * 3 for i in range(9)],
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("texts", SM_90, ids=["plain", "tree", "short"])
+def test_block_sizes_of_sm_90(texts, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (block_sizes, forest_attention_kernel):
+        monkeypatch.setattr(module, "architecture", lambda _: "sm_90")
+    check(texts, 2, 1, 128, dtype)

@@ -14,7 +14,7 @@ from lastword.cli.main import main
 from lastword.kernels import CpuPlan, KernelTables, cpu, reference
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's entry in the table of block sizes
 
 LENGTHS = {

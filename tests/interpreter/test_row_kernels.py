@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers.operations import assert_close
+from helpers.operations import assert_close, assert_quantized
 
 from lastword import kernels
 from lastword.kernels import cpu, reference
 
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_embed_rms_norm(C: int, dtype: torch.dtype) -> None:
 
 
 def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
-    """Triton's interpreter computes bfloat16 wrongly, so PyTorch reads a bfloat16 table."""
+    """On a CPU the table keeps the dtype of its file, and PyTorch reads it."""
     table, weight = random(9, 80).bfloat16(), random(80, seed=1)
     residual, out = kernels.embed_rms_norm(torch.tensor([8, 0, 3]), table, weight, 1e-6)
     assert torch.equal(residual, table[[8, 0, 3]].float())
@@ -111,23 +111,27 @@ def test_swiglu_of_nan_inf_and_extremes() -> None:
     assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("F", [48, 136, 1024, 1536])
-def test_swiglu_quantize(F: int) -> None:
-    gate_up = random(3, 2 * F)
+def test_swiglu_quantize(F: int, dtype: torch.dtype) -> None:
+    gate_up = random(3, 2 * F, dtype=dtype)
     gate_up[1] = 0.0
     on_cpu = cpu.swiglu_quantize(gate_up, torch.float8_e4m3fn)
-    assert_quantized(kernels.swiglu_quantize(gate_up), on_cpu, reference.swiglu(gate_up.double()))
+    assert_quantized(kernels.swiglu_quantize(gate_up), on_cpu)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [16, 80, 1024, 2560])
-def test_add_rms_norm_quantize(C: int) -> None:
-    x, residual, weight = random(3, C), random(3, C, seed=1), random(C, seed=2)
+def test_add_rms_norm_quantize(C: int, dtype: torch.dtype) -> None:
+    x, residual, weight = (
+        random(*shape, dtype=dtype, seed=i) for i, shape in enumerate(((3, C), (3, C), (C,)))
+    )
     x[1] = -residual[1]  # the sum is zero
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6)
     on_cpu = cpu.add_rms_norm_quantize(x, theirs, weight, 1e-6, torch.float8_e4m3fn)
     assert torch.equal(ours, theirs)
-    assert_quantized(out, on_cpu, exact_rms_norm(theirs, weight))
+    assert_quantized(out, on_cpu)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,22 +141,7 @@ def test_quantize_rows(C: int, dtype: torch.dtype) -> None:
     x[1] = 0.0
     x[2] *= 100  # each row has its own scale
     on_cpu = cpu.quantize_rows(x, torch.float8_e4m3fn)
-    assert_quantized(kernels.quantize_rows(x), on_cpu, x.double())
-
-
-def assert_quantized(ours: tuple, theirs: tuple, exact: torch.Tensor) -> None:
-    """Compare codes and scales; row 1 is all zeros."""
-    (y, scale), (codes, codes_scale) = ours, theirs
-    assert (y.dtype, y.shape) == (codes.dtype, codes.shape)
-    assert torch.allclose(scale, codes_scale, rtol=1e-6)
-    assert torch.equal(y[1].float(), torch.zeros(y.shape[1]))
-    # Triton's interpreter loses the carry if rounding reaches the next power of two; such values are not compared.
-    scaled = exact / scale[:, None]
-    carried = (codes.float().abs().frexp().mantissa == 0.5) & (scaled.abs() < codes.float().abs())
-    step = (y.float() - codes.float()).abs()[~carried]
-    assert bool((step <= codes.float().abs()[~carried] / 7 + 2**-9).all())
-    assert float((step > 0).float().mean()) < 0.01  # a tie may round either way
-    assert float(carried.float().mean()) < 0.1
+    assert_quantized(kernels.quantize_rows(x), on_cpu)
 
 
 def test_no_rows() -> None:

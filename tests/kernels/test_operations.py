@@ -76,6 +76,10 @@ REFUSED = {
         "qk_norm_rope", "wrong layout of qkv or dtype of the tables",
         "qkv with strides (128, 1) and torch.float16 tables", "contiguous rows and float32 tables",
     ),
+    "scale": (
+        lambda: kernels.forest_attention(Q, K, K, PLAN, 0.0),
+        "forest_attention", "wrong softmax scale", "0.0", "a number above 0",
+    ),
     "k and v": (
         lambda: kernels.forest_attention(Q, K, K[:, :1], PLAN, 1.0),
         "forest_attention", SHAPE.format("v"), f"[{T}, 1, 32]", f"[{T}, 2, 32]",

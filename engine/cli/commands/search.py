@@ -50,8 +50,8 @@ A FILE that lastword embed wrote is searched as it is, without embedding the tex
 dimensions is taken from the file. Vectors stored as float16, int8, uint8 or bits are converted to float32 and compared
 with the query's vector. Each bit becomes +c or -c, with one c throughout, so scores are lower than with float32
 vectors. A hit is shown with its record's `id` or, if it has none, with the file and line of its text; in .npy and
-.safetensors files, nothing else of a record is stored, but for the texts of chunks. An unfinished job is searched as far
-as it is done. With --texts, every FILE is read as texts.
+.safetensors files, nothing else of a record is stored, but for the texts of chunks. An unfinished job is searched as
+far as it is done. With --texts, every FILE is read as texts.
 
 Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it;
 with --json, each hit has its query in the field `query`."""

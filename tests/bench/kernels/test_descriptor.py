@@ -164,7 +164,9 @@ def test_the_groups_differ_in_where_their_rows_begin_and_in_nothing_else(compile
 
 def test_the_copied_box_is_the_buffer(compiled) -> None:
     copies, *_ = warp_groups(compiled.asm["ttgir"])
-    boxes = re.findall(r"tensordesc<tensor<(\w+), .*memdesc<(\w+), [^>]*>$", copies, re.MULTILINE)
+    boxes = re.findall(
+        r"tensordesc<(?:tensor<)?(\w+)[,>].*memdesc<(\w+), [^>]*>$", copies, re.MULTILINE
+    )
     assert sorted(boxes) == [("128x128xbf16",) * 2] * 2 + [("64x128xbf16",) * 2] * 2
 
 

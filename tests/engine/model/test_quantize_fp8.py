@@ -11,10 +11,11 @@ from helpers.messages import refusal
 from helpers.transformers_reference import load_ours, our_states, unit
 from torch import Tensor
 
-from lastword import ConfigError
+from lastword import ConfigError, model_info
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.kernels import Fp8Linear, Fp8SwigluLinear
 from lastword.model.qwen3 import Model
+from lastword.model_info import ModelInfo
 from lastword.runtime.device import check_quantize, quantize_identity
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -110,6 +111,14 @@ def test_refused(device, dtype, what: str, got: str, monkeypatch: pytest.MonkeyP
     with refusal(ConfigError, where="quantize", what=what, got=got):
         check_quantize("fp8", device, dtype)
     assert check_quantize("fp8", GPU, torch.bfloat16) == "fp8"
+
+
+def test_a_model_without_middle_layers_is_refused(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_info, "check_quantize", lambda quantize, *_: quantize)
+    with refusal(ConfigError, where="quantize", got="a model with 2 layers", expected="at least 3"):
+        ModelInfo(tiny_checkpoint, device="cpu", dtype="bfloat16", quantize="fp8")
 
 
 def test_the_run_fingerprint_has_the_format() -> None:
