@@ -1,4 +1,4 @@
-"""What `merge` and `convert` have in common: they write a new model folder, with a progress bar and a summary."""
+"""The parts that `merge` and `convert` share: both write a new model folder, with a progress bar and a summary."""
 
 import argparse
 import re

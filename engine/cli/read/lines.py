@@ -31,9 +31,9 @@ Line = tuple[str, InputError | None]
 
 
 class Meter:
-    """Counts the bytes read from the inputs, as they are stored: of a compressed file, the compressed bytes.
+    """Counts the bytes read from the inputs: compressed bytes of a compressed file, unpacked bytes of a part of one.
 
-    `total` is the size of all inputs; None if one is not a regular file.
+    `total` is the size of all inputs; None if the size of one is not known.
     """
 
     def __init__(self, inputs: Sequence[Source]) -> None:
@@ -73,7 +73,7 @@ def _nothing() -> int:
 
 
 def _size(source: Source) -> int | None:
-    """Return the size of a regular file or the file of a URL, or of its part, None for any other input."""
+    """Return the size of a regular file, of a URL's file, or of the part to read; None if it is not known."""
     if source.part is not None:
         return source.part.stop - source.part.start + len(source.part.header)
     if scheme_of(source.path) is not None:
