@@ -1,8 +1,8 @@
 """The tensors of a checkpoint: names, shapes and dtypes are checked first; the data is read only when needed.
 
-A layer's tensors are memory-mapped. The weights of queries, keys and values are copied into one fused weight; any other
-matrix that is already in the right dtype stays a view of its file until the engine has packed or copied it, or moved it
-to a GPU. So loading takes no more memory than the loaded weights and one layer.
+A layer's tensors are memory-mapped. The weights for queries, keys and values are copied into one fused weight; any
+other matrix that is already in the right dtype stays a view of its file until the engine has packed or copied it, or
+moved it to a GPU. So loading takes no more memory than the loaded weights and one layer.
 """
 
 import hashlib
@@ -196,7 +196,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 hash over the names, dtypes, shapes and up to three 4 KiB samples of all tensors except heads.
+        """The sha256 hash over the name, dtype, shape and up to three 4 KiB samples of each tensor; heads are left out.
 
         Returns:
             64 hex digits that depend neither on the sharding nor on the key prefix.

@@ -106,7 +106,8 @@ def parse_json(
         The parsed object or list.
 
     Raises:
-        error: the data is not UTF-8 or not JSON, has a duplicate key, NaN or Infinity, or is no object and no list.
+        error: the data is not UTF-8 or not JSON, has a duplicate key, NaN or Infinity, or is neither an object nor a
+            list.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -184,7 +185,7 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
-        """Raise a ConfigError if the object has a key that is not in `known`: a setting that is not read might matter."""
+        """Raise a ConfigError if the object has a key that is not in `known`: an ignored setting might matter."""
         unknown = self.values.keys() - known
         if unknown:
             raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)

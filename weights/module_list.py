@@ -214,7 +214,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
 
 
 def _read_normalize(path: Path) -> None:
-    """Check that a Normalize module acts on the embedding; before sentence-transformers 6 it had no config."""
+    """Check that a Normalize module acts on the embedding; before sentence-transformers 6 they had no config."""
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({"module_input_name", "module_output_name"})
     fields.only("module_input_name", "sentence_embedding")

@@ -17,8 +17,8 @@ PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."
 _MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
-# Maps the part that a wrapper adds to a tensor's name to the wrapper and the remedy. Such names are refused, because they
-# show that the wrapper was saved by mistake. transformers does not recognise them and would use random weights.
+# Maps the part that a wrapper adds to a tensor's name to the wrapper and the remedy. Such names are refused, because
+# they show that the wrapper was saved by mistake. transformers does not recognise them and would use random weights.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", _UNWRAP),
     "module": ("DataParallel or DistributedDataParallel", _UNWRAP),

@@ -140,7 +140,10 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
 
 
 def _reason_for_rebuild(folder: Path, config: Fields) -> str | None:
-    """Return the file, and the key if stated, of the class for which transformers builds Qwen's tokenizer, or None."""
+    """Return the file and key of a class that makes transformers build Qwen's tokenizer; None for any other class.
+
+    If no class is stated, the default is such a class, and the result has no key.
+    """
     if not has_file(Path(config.where)):
         return None
     model = folder / "config.json"

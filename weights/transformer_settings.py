@@ -44,8 +44,7 @@ _TASK = frozenset({"module_output_name", "processing_kwargs", "transformer_task"
 # Rerankers only: the chat template for pairs does not use this setting.
 _PROCESSING = tuple({"chat_template": {"add_generation_prompt": each}} for each in (True, False))
 _KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
-# Arguments that locate files, place weights, select one of several equal computations, or set the dtype (lastword sets
-# its own).
+# Arguments that place files or weights, select one of several equal computations, or set a dtype, which is ignored.
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
 _MODEL = _COMPUTE | frozenset(
     "device_map low_cpu_mem_usage max_memory offload_buffers offload_folder offload_state_dict use_safetensors".split()

@@ -119,7 +119,7 @@ class _NoneLeftError(InputError):
 
 
 def begin_error_list(args: argparse.Namespace) -> None:
-    """Check --errors, and remove the list that an earlier run wrote there, which would mislead if this run fails.
+    """Check --errors, and remove the list of an earlier run there; that list would mislead if this run failed.
 
     Raises:
         InputError: --errors does not fit the other options, or names a URL or a file that lastword did not write; or

@@ -104,7 +104,7 @@ def text_argument(given: str) -> str:
 
 
 def path_argument(given: str) -> str:
-    """Return the path, which may contain any bytes; refuse an empty one, as an unset shell variable gives."""
+    """Return the path, which may contain any bytes; refuse an empty one, as from an unset shell variable."""
     if not given:
         raise argparse.ArgumentTypeError("an empty argument")
     return given
@@ -116,6 +116,11 @@ def model_argument(given: str) -> str:
         raise argparse.ArgumentTypeError("an empty name is not a Hugging Face id or folder")
     # The libraries that open models take valid Unicode only, and so does JSON output.
     return text_argument(given)
+
+
+def name_argument(given: str) -> str:
+    """Return the text; refuse an empty one, as from an unset shell variable."""
+    return text_argument(path_argument(given))
 
 
 def revision_argument(given: str) -> str:

@@ -57,7 +57,7 @@ class EmbedBatch:
         }
 
     def __call__(self, batch: Any) -> Any:
-        """Return a batch with the column of vectors added; the other columns are those of `batch`.
+        """Return the batch with the column of vectors added; `batch` itself is not changed.
 
         Args:
             batch: columns by name, or an Arrow table.

@@ -53,7 +53,7 @@ _DEPTH = 3  # number of levels at which keys are compared one by one; `prompts.q
 
 
 def companions(folder: Path) -> list[Path]:
-    """List a model's companion files that exist, relative to `folder`, without its `config.json` and model card.
+    """List a model's existing companion files, as paths relative to `folder`, without `config.json` and the model card.
 
     Raises:
         WeightsError: one of the known names belongs to something other than a file, such as a broken link.
@@ -135,7 +135,7 @@ def _refuse_outside(folder: Path, place: Path) -> None:
 
 
 def _is_blob(target: Path, snapshot: Path) -> bool:
-    """Return whether `target` is a blob of the repository, in the hub's cache, that contains the folder `snapshot`."""
+    """Return whether `target` is a blob of the repository in the hub's cache that contains the folder `snapshot`."""
     repository = snapshot.parent.parent
     return (
         snapshot.parent.name == "snapshots"
@@ -176,7 +176,7 @@ def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]
 
 
 def _differences(used: Any, found: Any, key: str = "", depth: int = _DEPTH) -> Iterator[str]:
-    """Compare two JSON values, and describe each key, down to `depth` levels, whose values differ."""
+    """Compare two JSON values; yield a description of each key, down to `depth` levels, whose values differ."""
     if depth and isinstance(used, dict) and isinstance(found, dict):
         for name in {**used, **found}:
             shown = name if _PLAIN.fullmatch(name) else show_value(name, 40)
@@ -198,7 +198,7 @@ def _differ(used: object, found: object) -> bool:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companion files, then `config.json`, in which the dtype is set if all new tensors have the same.
+    """Copy a model's companion files, then `config.json`, which states the new tensors' dtype if they all share one.
 
     Args:
         source: the folder of the existing model.

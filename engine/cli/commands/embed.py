@@ -143,8 +143,8 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
         type=options.name_argument,
         metavar="NAME",
         help="name of the field that holds the id of a record, a string or a number; a record without it is an error. "
-        "It is the column `id` of Parquet files, and is written to OUT.rows.jsonl; by default, Parquet files take the "
-        "field `id` where there is one, else the file and line",
+        "Ids go to the column `id` of Parquet files and to OUT.rows.jsonl; by default, that column has the field `id` "
+        "where there is one, else the file and line",
     )
     parser.add_argument(
         "--drop-text",

@@ -87,7 +87,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that change what is answered, apart from limits; run-batch has them too."""
     parser.add_argument(
         "--model-name",
-        type=options.revision_argument,
+        type=options.name_argument,
         metavar="NAME",
         help="name of MODEL in requests and responses; by default MODEL as given or, for a folder, the folder's name",
     )

@@ -160,7 +160,7 @@ def sources(
 def _unreadable(path: str) -> InputError | None:
     """Return the error for a file or folder that may not be read, or None."""
     if scheme_of(path) is not None:
-        return None  # opening it reports an error
+        return None  # opening it reports any error
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             os.scandir(path).close()

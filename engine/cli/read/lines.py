@@ -50,13 +50,13 @@ class Meter:
             self._tell = raw.count_taken if isinstance(raw, Unpacked) else stream.buffer.tell
 
     def end(self) -> None:
-        """Finish counting the present input, which has been read to its end or is given up."""
+        """Finish counting the current input, which has been read to its end or given up."""
         with suppress(ValueError):  # the garbage collector may have closed the file before
             self._before += self._tell()
         self._tell = _nothing
 
     def set(self, read: int) -> None:
-        """Note that `read` bytes of the present input have been read, if it is not read as a stream."""
+        """Note that `read` bytes of the current input have been read, if it is not read as a stream."""
         self._inside = read
 
     def end_file(self, source: Source) -> None:

@@ -53,7 +53,7 @@ def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tupl
 
 
 def _groups_in(file: Any, source: Source) -> Iterator[int]:
-    """Yield the numbers of the row groups of a file or of its part, without adding up the sizes of those before it."""
+    """Yield the numbers of the row groups of a file or of its part, without adding up sizes before the part."""
     row = at = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
