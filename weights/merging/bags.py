@@ -1,7 +1,7 @@
 """Bags: seeded random subsets of training data. One model is trained on each bag, and then the models are merged.
 
-Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every new
-dataset. Of each old dataset, on which an earlier model was trained, all bags have the same percentage. Which rows are
+Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
+new dataset. Of an old dataset, on which an earlier model was trained, every bag has the same percentage. Which rows are
 chosen depends only on the seed, the bags, that percentage, and the dataset's name and number of rows. lastword does not
 train; `bags_plan.py` writes the numbers or ids of the chosen rows to disk.
 """
@@ -32,7 +32,7 @@ _PERCENT = re.compile(r"\d{1,3}(\.\d{,4})?|\.\d{1,4}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of rows: its number of rows, and the sha256 of these rows; `old` if an earlier model was trained on them."""
+    """A file of rows: their number and sha256, and whether an earlier model was trained on them (`old`)."""
 
     name: str
     path: Path

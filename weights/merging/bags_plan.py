@@ -50,8 +50,8 @@ def write_plan(
         The content of the `.json` file.
 
     Raises:
-        InputError: `out` does not end in `.json`, a file exists already or cannot be written, a bag holds no rows, or a row
-            has no id.
+        InputError: `out` does not end in `.json`, a file exists already or cannot be written, a bag holds no rows, or a
+            row has no id.
     """
     if out.suffix != ".json":
         got, expected = out.suffix or "no ending", "a name that ends in .json"

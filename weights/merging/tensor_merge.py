@@ -48,7 +48,7 @@ class Piece(NamedTuple):
 
 
 class RowReader:
-    """Reads N >= 1 flat tensors of equal size piece by piece, minus the base if there is one; threads may share it."""
+    """Reads N >= 1 flat tensors of equal size piece by piece, minus the base, if any; threads may share a reader."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
