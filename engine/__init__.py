@@ -43,9 +43,9 @@ def limit_spinning() -> None:
     """Make waiting threads of a CPU computation sleep after about 0.1 ms, instead of several milliseconds.
 
     Until a waiting thread sleeps, it spins: it occupies a core, so other processes, and the very thread that it waits
-    for, get less time. Beside two busy processes on two cores, embedding 24 documents took twice as long because of
-    this (bench/LOG.md, 2026-11-30). OpenMP reads GOMP_SPINCOUNT when torch is imported, so this function does nothing
-    after that. It also does nothing if the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
+    for, get less time. Beside two busy processes on two cores, embedding 24 documents took 4.8 s because of this, and
+    2.7 s without it (bench/LOG.md, 2026-11-30). OpenMP reads GOMP_SPINCOUNT when torch is imported, so this function
+    does nothing after that. It also does nothing if the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
     """
     import os
     import sys

@@ -56,7 +56,7 @@ def as_integer(
         low: smallest value allowed.
         high: largest value allowed, None for no limit.
         expected: description of the values allowed, for the message.
-        what: for the message, what is wrong with any other value; by default "not a whole number" or "out of range".
+        what: for the message, why a value is not accepted; by default "not a whole number" or "out of range".
 
     Raises:
         ConfigError: the value is not an integer in the range.

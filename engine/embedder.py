@@ -81,7 +81,7 @@ class Embedder(EmbedderProperties, Reopenable):
         tune_process: whether to change the process as described above.
         open_checkpoint: function that opens the weights: `open_checkpoint(folder, config)` returns a `WeightsSource`.
             Benchmarks pass a function that returns random weights.
-        runner: a `runtime.runner.Runner`, which computes the batches; no model is then loaded. For tests and servers.
+        runner: a `runtime.runner.Runner`, which computes the batches; no model is then loaded. For tests.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -138,7 +138,7 @@ class Embedder(EmbedderProperties, Reopenable):
 
         Returns:
             A tensor on the CPU, or a NumPy array with `convert_to_numpy`; float32, unless `precision` asks for another
-            dtype.
+            dtype. Vectors in binary and ubinary have dim/8 elements.
 
         Raises:
             InputError: a text cannot be embedded; the error's `index` is the position of the text.
@@ -196,8 +196,8 @@ class Embedder(EmbedderProperties, Reopenable):
         call `torch.cuda.synchronize` before the last vector: it would abort the recording of a CUDA graph.
 
         Args:
-            texts: an iterable of str. The thread that consumes the vectors also reads the texts, a few groups of up to
-                4,096 texts ahead.
+            texts: an iterable of str. The thread that consumes the vectors also reads the texts, up to 16 groups ahead.
+                A group has up to 4,096 texts.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
             kwargs: as for `encode`; the counts of `report` grow as the vectors are consumed.

@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 
 class EncodeKwargs(TypedDict, total=False):
-    """Keyword arguments of `encode` and its variants, apart from texts and prompt.
+    """Keyword arguments that `encode` and its variants share, apart from the texts and the prompt.
 
     Args:
         precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.to_precision`.
@@ -53,8 +53,8 @@ class EncodeKwargs(TypedDict, total=False):
             counting the prompt and the end token; "error" raises an InputError.
         normalize_embeddings: scale vectors to length 1 even if the checkpoint's own settings do not.
         report: a `lastword.report.Report`, to which the call adds its counts, such as texts cut and tokens computed.
-        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text. For fewer
-            than 256 texts the bar appears only after one second.
+        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text, and for
+            fewer than 256 texts only after one second.
     """
 
     precision: Precision
@@ -76,7 +76,7 @@ class GroupKwargs(EncodeKwargs, total=False):
             error of the device or of the iterator, or about an element that is not a str.
         on_done: called with the number of texts of each finished batch, perhaps from a background thread, to advance
             the caller's own progress bar; the built-in bar then does not advance.
-        on_rows: called before each matrix with (number of tokens, whether the text was cut) for each of its rows.
+        on_rows: called before each matrix with a list of (number of tokens, whether the text was cut), one per row.
     """
 
     on_error: Callable[[InputError], None] | None
@@ -306,7 +306,7 @@ def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
 
 
 def check_dim(truncate_dim: SupportsIndex | None, size: int) -> int:
-    """Return the number of leading dimensions to keep: `truncate_dim`, or all, which is `size`, if it is None.
+    """Return the number of leading dimensions to keep: `truncate_dim`, or all (`size`) if it is None.
 
     Raises:
         ConfigError: the value is not an integer from 1 to `size`.

@@ -192,7 +192,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return "a" or "an", by the first letter of the noun, and the noun."""
+    """Return the noun with "a" or "an" before it, chosen by its first letter."""
     return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 

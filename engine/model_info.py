@@ -63,8 +63,8 @@ from lastword.weights import (
     read_embedding_spec,
 )
 
-# Incremented when the space or run fingerprint is made from other settings, so that files by older versions are
-# recognised.
+# Incremented when the set of settings in the space or run fingerprint changes, so that files by older versions are
+# recognised as such.
 FINGERPRINT_VERSION = 2
 # Incremented when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
@@ -191,8 +191,8 @@ class OpenedModel:
     def weights_bytes(self) -> int:
         """Bytes that the weights will take in the memory of each device.
 
-        On a CPU, the token embeddings stay in the memory-mapped file and are not counted. Loading an int8 model keeps
-        some rows of the weights in fp32. Which rows is not known before loading, so all rows count as int8.
+        On a CPU, the token embeddings stay in the memory-mapped file and are not counted. An int8 model keeps some rows
+        of its weights in fp32. Which rows these are is known only after loading, so here all rows count as int8.
         """
         layers = range(self.config.num_hidden_layers)
         quantized = {None: layers[:0], "int8": layers, "fp8": layers[1:-1]}[self.quantize]
@@ -203,7 +203,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text or pair, with prompt or template. Can be set; None restores the model's default."""
+        """Maximum tokens per text or pair, prompt or template included. Can be set; None restores the default."""
         return self._max_length
 
     @max_length.setter
@@ -260,7 +260,7 @@ class ModelInfo(OpenedModel):
     ) -> None:
         super().__init__(model, **kwargs)
         folder, own = self.files.folder, None
-        # modules.json, without which there is this notice, would say that it is an embedding model.
+        # There is a notice only without modules.json, which would say that this is an embedding model.
         if self.spec.notice is not None and is_named_reranker(folder, self.name):
             own = _RERANKER_NOTICE.format(folder=folder)
         notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice, own)
@@ -271,7 +271,7 @@ class ModelInfo(OpenedModel):
     def _read_settings(self, folder: Path) -> tuple[ModelConfig, EmbeddingSpec]:
         config = read_config(folder)
         spec = read_embedding_spec(folder, config)
-        if spec.notice is not None:  # no modules.json says that it is an embedding model
+        if spec.notice is not None:  # there is no modules.json to say that it is an embedding model
             _refuse_reranker(folder)
         return config, spec
 
@@ -291,7 +291,7 @@ class ModelInfo(OpenedModel):
 
     @property
     def dim(self) -> int:
-        """Width of the vectors that `encode` returns."""
+        """Number of dimensions of the vectors that `encode` returns."""
         return check_dim(self.truncate_dim, self.config.hidden_size)
 
     # Settings of one call.
@@ -304,13 +304,12 @@ class ModelInfo(OpenedModel):
         precision: str = "float32",
         ranges: Numbers | None = None,
     ) -> VectorFormat:
-        """Return the format of the vectors of a call; a setting that the call does not give is the model's.
+        """Return the format of a call's vectors; without `truncate_dim` or `normalize_embeddings`, the model decides.
 
         Truncated vectors are always normalised. The arguments are those of `lastword.encode_options.EncodeKwargs`.
 
         Raises:
-            ConfigError: `truncate_dim` is more than the model's dimensions, or `precision` does not fit the number of
-                dimensions or the ranges.
+            ConfigError: a setting is not accepted, or `precision` does not fit the number of dimensions or the ranges.
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)

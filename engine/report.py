@@ -9,7 +9,7 @@ class Report:
 
     Args:
         texts: number of texts.
-        tokens_requested: tokens of all texts and their prompts, every text counted in full.
+        tokens_requested: tokens of all texts and their prompts, after any cut; shared tokens count for every text.
         tokens_computed: tokens that the forwards of the batches computed; a prefix that several texts of a batch share
             counts once.
         tokens_cached: prompt tokens whose keys and values came from the prompt cache; each prompt counts once per

@@ -218,7 +218,7 @@ class Reranker(ModelProperties, Reopenable):
         return self.loop.gather(nothing, texts, options, Report(), lambda _: None, task=task)
 
     def text_before_document(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
-        """Return the text before each document of a query: instruction and query, without the template's opening.
+        """Return the text before each document of a query: instruction and query, without the template's prefix.
 
         Raises:
             InputError: the text leaves no room for a document within `max_length`.
@@ -250,7 +250,7 @@ class Reranker(ModelProperties, Reopenable):
     def _scores(
         self, function: str, pairs: list[tuple[str, str]], kwargs: PredictKwargs, noun: str
     ) -> Tensor:
-        """Return the scores of pairs: [N], fp32. An error names the pair that it is about by `noun` and index."""
+        """Return the scores of pairs: [N], fp32. An error names its pair by `noun` and index."""
         options = self._options(function, kwargs)
         texts = list(self.pair_texts(pairs, options, noun))
         report, nothing = (

@@ -228,7 +228,7 @@ def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any
         others: other settings that only embedding models have; a value of None or False means "not given".
 
     Raises:
-        ConfigError: truncate_dim or one of the others is given.
+        ConfigError: truncate_dim or one of `others` is given.
     """
     refuse_for_reranker({"truncate_dim": options.get("truncate_dim")} | others)
     return {name: value for name, value in options.items() if name != "truncate_dim"}

@@ -63,7 +63,7 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
         [N] fp32, on the device of a.
 
     Raises:
-        InputError: as for `similarity`, or the numbers of rows differ.
+        InputError: as for `similarity`, or the numbers of rows differ and neither is 1.
         ConfigError: there is no function of this name.
     """
     a, b = _as_matrices(a, b, name)
@@ -119,7 +119,7 @@ def _refuse_codes(vectors: Vectors, rows: Tensor, name: str) -> None:
     if "uint8" in kinds:
         raise InputError(
             "vectors",
-            "uint8 holds packed bits or shifted codes, no vectors",
+            "uint8 holds packed bits or shifted codes, not vectors",
             got="uint8",
             expected="vectors of numbers",
             remedy="Compare ubinary by Hamming distance; for uint8 codes undo the ranges first.",

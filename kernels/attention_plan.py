@@ -260,8 +260,9 @@ class KernelTables:
 
     * `segment_table`: int32 [S, 4] of (start, length, parent, fork);
     * `final_table`: int32 [N, 2] of (segment with the text's last token, number of the text's keys in that segment);
-    * `tiles`: int32 [tiles, 2] of (segment, first row in it), one per `tile_rows` query rows, most keys first;
-    * `has_ancestors`, `rows_per_segment`, `longest_path`: the results of the methods of `Segments`, or upper bounds.
+    * `tiles`: int32 [tiles, 2] of (segment, first row in it), one per `tile_rows` packed rows, most keys first;
+    * `has_ancestors`, `longest_path`: the results of these methods of `Segments`, or upper bounds;
+    * `rows_per_segment`: the result of that method, or an estimate.
 
     Tables must be aligned to 16 bytes, because Triton would compile a kernel again for a different alignment. They may
     be longer than the batch needs, so that one CUDA graph can serve batches of different sizes: the last segment then
@@ -354,7 +355,7 @@ def segment_table(segments: Segments) -> Tensor:
 
 
 def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
-    """Split the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
+    """Split the segments into tiles of packed rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
 
     Tiles with the most keys take longest. They start first, so that the GPU does not wait for a long tile at the end.
     """

@@ -69,7 +69,7 @@ def _read_old_precision() -> str:
 
 
 def _write_precision(backend: str, value: str) -> None:
-    """Set the precision of a backend's fp32 matmuls, by inheritance if the value that it inherits is already right."""
+    """Set the precision of a backend's fp32 matmuls; if the inherited value is already right, leave it inherited."""
     torch._C._set_fp32_precision_setter(backend, "matmul", "none")
     if torch._C._get_fp32_precision_getter(backend, "matmul") != value:
         torch._C._set_fp32_precision_setter(backend, "matmul", value)
@@ -121,7 +121,7 @@ class _SavedSettings:
         return all(v in setting.ours for setting, v in zip(self._settings, values, strict=True))
 
     def _merge(self, found: list[Any]) -> list[Any]:
-        """Return the caller's values: the saved ones, or for a setting changed since then, its present value."""
+        """Return the caller's values: the saved ones or, for a setting changed since then, its present value."""
         if self._callers is None:
             return found
         triples = zip(self._settings, found, self._callers, strict=True)

@@ -200,7 +200,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _attend_tile_fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Do the same as `_attend_tile`, but round the softmax weights to the dtype of v."""
+    """Do the same as `_attend_tile`, but take k in the dtype of q, and round the softmax weights to the dtype of v."""
     batch, heads, rows, _ = q.shape
     k, v = (x.view(batch, -1, *x.shape[1:]) for x in (k, v))  # [B, KH, keys, D]
     grouped = q.reshape(*k.shape[:2], -1, q.shape[3])  # [B, KH, G·rows, D]

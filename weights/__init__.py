@@ -80,7 +80,7 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a name that needs torch when it is first used."""
+    """Import a name whose module needs torch, when the name is first used."""
     if name not in _WITH_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

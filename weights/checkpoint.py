@@ -1,8 +1,8 @@
 """The tensors of a checkpoint: names, shapes and dtypes are checked first; the data is read only when needed.
 
-A layer's tensors are memory-mapped. Queries, keys and values are copied into one fused weight; a matrix that is already
-in the right dtype stays a view of its file until the engine has packed it or moved it to a GPU. So loading takes no
-more memory than the loaded weights and one layer.
+A layer's tensors are memory-mapped. The weights for queries, keys and values are copied into one fused weight; any
+other matrix that is already in the right dtype stays a view of its file until the engine has packed or copied it, or
+moved it to a GPU. So loading takes no more memory than the loaded weights and one layer.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ class Checkpoint:
         reranker: whether the folder may also have a `score.weight`, the head of a classifier.
 
     Raises:
-        WeightsError: a file or tensor is missing or damaged, or its name, shape or dtype does not match the config.
+        WeightsError: a file or tensor is missing or damaged, does not match the config, or has an unsupported dtype.
     """
 
     num_parameters: int
@@ -143,7 +143,7 @@ class Checkpoint:
             [len(rows), C] fp32, or None if there is no such tensor.
 
         Raises:
-            WeightsError: the tensor has the wrong shape or dtype.
+            WeightsError: the tensor cannot be read, or has the wrong shape or dtype.
         """
         info = self._heads.get(name)
         if info is None:
@@ -196,7 +196,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 hash over all tensors' names, dtypes, shapes and up to three 4 KiB samples of each tensor's data.
+        """The sha256 hash over the name, dtype, shape and up to three 4 KiB samples of each tensor; heads are left out.
 
         Returns:
             64 hex digits that depend neither on the sharding nor on the key prefix.

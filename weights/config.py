@@ -113,7 +113,7 @@ class ModelConfig:
         return 2 * self.num_key_value_heads * self.head_dim * itemsize * self.num_hidden_layers
 
     def numeric_settings(self) -> dict[str, bool | int | float | str]:
-        """Return the settings that affect the result, by name in a fixed order; settings in `LIMITS` are left out."""
+        """Return the version and the settings that affect the result, by name in a fixed order, without `LIMITS`."""
         named = {name: attrgetter(name)(self) for name in _NUMERIC}
         return {"version": NUMERIC_VERSION, **named}
 

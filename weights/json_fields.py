@@ -75,7 +75,7 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"it contains {text}")
 
 
-# Messages of Python's `json`, each with the same in plain words; a message that is not listed is shown unchanged.
+# Messages of Python's `json`, each with its meaning in plain words; a message that is not listed is shown unchanged.
 _PROBLEMS = {
     "Expecting ',' delimiter": "a comma or a closing bracket is missing",
     "Expecting ':' delimiter": "a colon is missing",
@@ -106,7 +106,8 @@ def parse_json(
         The parsed object or list.
 
     Raises:
-        error: the data is not UTF-8 or not JSON, has the same key twice or a NaN, or is neither an object nor a list.
+        error: the data is not UTF-8 or not JSON, has a duplicate key, NaN or Infinity, or is neither an object nor a
+            list.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -154,7 +155,7 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
 def read_object(
     path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
 ) -> dict[str, Any]:
-    """Read a file that contains one JSON object; arguments as for `read_bytes`, errors also those of `parse_object`."""
+    """Read a file that contains one JSON object; arguments and errors are as for `read_bytes` and `parse_object`."""
     return parse_object(read_bytes(path, error, limit=limit), str(path), error)
 
 
@@ -184,7 +185,7 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
-        """Raise a ConfigError if the object has a key that is not `known`: a setting that is not read might matter."""
+        """Raise a ConfigError if the object has a key that is not in `known`: an ignored setting might matter."""
         unknown = self.values.keys() - known
         if unknown:
             raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)

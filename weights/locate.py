@@ -32,7 +32,7 @@ FETCHED = (
     "sentence_*_config.json",
     "*/config.json",
 )
-# Weights of other modules, of adapters and in other formats, which lastword does not read.
+# Weights that lastword does not read: those of other modules and adapters, and weights in other formats.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -46,7 +46,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's name as the caller gave it, its folder, and its commit on the hub (None for a local folder)."""
+    """A model's name (as the caller gave it, or `BUILTIN`), folder, and commit on the hub (None for a local folder)."""
 
     name: str
     folder: Path
@@ -70,8 +70,8 @@ def locate(
         revision: branch, tag or commit of the hub repository; must be None for a folder and for the built-in model.
         cache_dir: the folder of the hub's cache; None means huggingface-hub's default. `cache_dir` and the arguments
             below have no effect for a folder or the built-in model.
-        token: a hub token, or False to send none; without it (None), the token of the current login.
-        local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
+        token: a hub token, or False to send none; None means the token of the current login.
+        local_files_only: whether to do without the network (`HF_HUB_OFFLINE=1` has the same effect).
         also: additional files to fetch, as names or patterns.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Read modules.json, which lists the steps from a text to its vector or score, and the configs of these modules.
+"""Read modules.json, which lists the modules that turn a text into its vector or score, and the modules' configs.
 
 Of sentence-transformers' modules only Transformer, last-token Pooling, Normalize and, for rerankers, LogitScore are
 implemented. Modules are recognised by their full class paths, and no code that a checkpoint names is imported.
@@ -214,7 +214,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
 
 
 def _read_normalize(path: Path) -> None:
-    """Check that a Normalize module acts on the embedding; before version 6 such modules had no config."""
+    """Check that a Normalize module acts on the embedding; before sentence-transformers 6 they had no config."""
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({"module_input_name", "module_output_name"})
     fields.only("module_input_name", "sentence_embedding")

@@ -62,9 +62,9 @@ class RerankerSpec:
             "yes" and "no".
         chat_template: the text of the checkpoint's chat template, not yet parsed; None if there is none.
         prompts: instructions by name.
-        default_prompt_name: name of the instruction for calls that give none, or None.
+        default_prompt_name: name of the instruction for calls that give no instruction, or None.
         max_length: maximum tokens per pair.
-        sigmoid: whether by default a score is a probability, the sigmoid of the log-odds, or the log-odds themselves.
+        sigmoid: whether a score is by default a probability (the sigmoid of the log-odds) rather than the log-odds.
         tokenizer: the settings of the tokenizer.
     """
 
@@ -218,7 +218,7 @@ def _refuse_left_truncation(folder: Path, tokenizer: TokenizerSettings) -> None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Return the text of the chat template, from its own file or else tokenizer_config.json; None if there is none.
+    """Return the chat template's text, from its own file or else from tokenizer_config.json; None if there is none.
 
     Raises:
         WeightsError: the file cannot be read.

@@ -32,7 +32,7 @@ PARTIAL_ROTATION = "Partially rotated heads are not supported. Name another mode
 class RopeConfig:
     """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin.
 
-    All fields except `theta` and `kind` belong to yarn. If `kind` is "default", they hold constants that nothing uses.
+    All fields except `theta` and `kind` belong to yarn. If `kind` is "default", they have no effect.
     """
 
     theta: float
@@ -46,7 +46,7 @@ class RopeConfig:
 
 
 def _merge_formats(config: Fields) -> dict[str, Any]:
-    """Merge both formats into one object without nulls; a theta inside the object overrides the one beside it."""
+    """Merge both formats into one object without nulls; an inner theta overrides the top-level one."""
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
         what = "rope_scaling and rope_parameters disagree"
@@ -68,7 +68,8 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
         max_positions: `max_position_embeddings`, on which yarn's defaults depend.
 
     Raises:
-        ConfigError: theta is missing, rope_type is neither default nor yarn, or a value is out of range.
+        ConfigError: theta is missing, rope_type is neither default nor yarn, a setting is unknown or out of range, or
+            the two formats disagree.
     """
     merged = _merge_formats(Fields(values, where))
     rope = Fields(merged, f"{where}: rotary settings")

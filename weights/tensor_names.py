@@ -17,8 +17,8 @@ PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."
 _MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
-# The part that a wrapper adds to a tensor's name: the wrapper, and the remedy. Such names are refused, because they
-# show that the wrapper was saved by mistake. transformers does not recognise them and would load random weights.
+# Maps the part that a wrapper adds to a tensor's name to the wrapper and the remedy. Such names are refused, because
+# they show that the wrapper was saved by mistake. transformers does not recognise them and would use random weights.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", _UNWRAP),
     "module": ("DataParallel or DistributedDataParallel", _UNWRAP),
@@ -94,10 +94,10 @@ def loaded_bytes(
 
 
 def find_prefix(folder: Path, names: Collection[str]) -> str:
-    """Return the prefix that most tensor names have: `model.` or the empty string.
+    """Return the most common prefix of the model's tensor names: `model.` or the empty string.
 
     Raises:
-        WeightsError: a wrapper was saved instead of the model, or most names are not those of a Qwen3 model.
+        WeightsError: a wrapper was saved instead of the model, or the most common prefix is a different one.
     """
 
     def wrong_names(text: str, number: int, how: str, remedy: str) -> WeightsError:
@@ -118,13 +118,13 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
 
 
 def _most_common(pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, int]:
-    """Return the text that the pattern's first group matches in most names, and the number of these names."""
+    """Return the text that the pattern's first group matches most often, and the number of names with this text."""
     counts = Counter(found[1] for name in names if (found := pattern.search(name)))
     return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
 
 
 def refuse_mixed_prefixes(folder: Path, names: Collection[str], prefix: str) -> None:
-    """Refuse a checkpoint in which some tensors of the model lack the prefix of the others."""
+    """Refuse a checkpoint in which some of the model's tensors have a prefix other than `prefix`."""
     mixed = [n for n in names if (found := _PREFIXED.search(n)) and found[1] != prefix]
     if mixed:
         what = f"{len(mixed)} of {len(names)} tensor names begin differently: {list_some(mixed)}"

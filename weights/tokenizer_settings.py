@@ -140,7 +140,10 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
 
 
 def _reason_for_rebuild(folder: Path, config: Fields) -> str | None:
-    """Return the file and key of the class, stated or by default, that makes transformers build Qwen's tokenizer."""
+    """Return the file and key of a class that makes transformers build Qwen's tokenizer; None for any other class.
+
+    If no class is stated, the default is such a class, and the result has no key.
+    """
     if not has_file(Path(config.where)):
         return None
     model = folder / "config.json"
@@ -180,7 +183,7 @@ def _names_token(key: str) -> bool:
 
 
 def _length(fields: Fields) -> int | None:
-    """Return the maximum tokens per text, or None; transformers writes "no limit" as about 1e30, here `MAX_INT`."""
+    """Return the maximum tokens per text, or None; about 1e30, transformers' "no limit", becomes `MAX_INT`."""
     key = "model_max_length" if "model_max_length" in fields.values else "max_len"
     if fields.values.get(key) is None:
         return None
@@ -194,7 +197,7 @@ def _side(fields: Fields) -> Literal["right", "left"] | None:
 
 
 def _special_tokens(fields: Fields) -> list[DeclaredToken]:
-    """Return the tokens that keys such as `eos_token` and the lists of special tokens name."""
+    """Return the tokens that are named by keys such as `eos_token` and by the lists of special tokens."""
     found = [
         (f"{fields.where}: {key}", value)
         for key, value in fields.values.items()
@@ -259,7 +262,7 @@ def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"])
 
     Raises:
         ConfigError: tokenizer.json lacks a declared token, or its id or properties differ; or a list of all added
-            tokens lacks a token of tokenizer.json.
+            tokens lacks one that tokenizer.json has.
     """
     known = {token.content: (number, token) for number, token in added.items()}
     for declared in settings.tokens:

@@ -1,6 +1,6 @@
 """Read sentence_bert_config.json: how sentence-transformers opens the model and its tokenizer, and where it cuts texts.
 
-Its keys grew in three steps: first `max_seq_length` and `do_lower_case`; then also `model_args`, `tokenizer_args` and
+It got its keys in three steps: first `max_seq_length` and `do_lower_case`; then also `model_args`, `tokenizer_args` and
 `config_args`; and since version 5.4 of sentence-transformers `model_kwargs`, `processor_kwargs`, `config_kwargs` and
 the settings of modalities such as images.
 """
@@ -44,7 +44,7 @@ _TASK = frozenset({"module_output_name", "processing_kwargs", "transformer_task"
 # Rerankers only: the chat template for pairs does not use this setting.
 _PROCESSING = tuple({"chat_template": {"add_generation_prompt": each}} for each in (True, False))
 _KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
-# Arguments that place the weights, select one of several equal computations, or set the dtype (lastword has its own).
+# Arguments that place files or weights, select one of several equal computations, or set a dtype, which is ignored.
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
 _MODEL = _COMPUTE | frozenset(
     "device_map low_cpu_mem_usage max_memory offload_buffers offload_folder offload_state_dict use_safetensors".split()
@@ -75,7 +75,7 @@ class TransformerSettings:
 
 
 def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> TransformerSettings:
-    """Read the settings of the Transformer module; if there is no such file, nothing is set.
+    """Read the settings of the Transformer module from its file in `folder`; without a file, nothing is set.
 
     Raises:
         WeightsError: the file cannot be read.

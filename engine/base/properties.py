@@ -21,7 +21,7 @@ Put = TypeVar("Put")
 class FromInfo(Generic[Got, Put]):
     """A descriptor that gives an `Embedder` or `Reranker` an attribute of its `info`.
 
-    The attribute can be set if it is a property of `info`.
+    The attribute can be set if it is a property of `info` with a setter.
 
     Args:
         name: name of the attribute of `info`.
@@ -106,7 +106,7 @@ class EmbedderProperties(ModelProperties):
 
     info: ModelInfo
 
-    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
+    dim = FromInfo[int, Never]("dim", "Number of dimensions of the vectors that `encode` returns.")
     truncate_dim = FromInfo[int | None, SupportsIndex | None](
         "truncate_dim", "Number of leading dimensions to keep; None keeps all."
     )

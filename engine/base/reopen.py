@@ -30,11 +30,11 @@ _kept: "tuple[tuple[type[Reopenable], dict[str, Any]], Reopenable] | None" = Non
 
 @dataclass(frozen=True, slots=True)
 class OpenArguments:
-    """The arguments that an object was opened with and that neither its `info` nor its `loop` stores.
+    """The arguments that an object was opened with; its `info` and its `loop` do not store all of them.
 
     Args:
         how: the arguments that change no result.
-        kwargs: the keyword arguments that were passed on to its `info`.
+        kwargs: the caller's keyword arguments for the object's `info`.
     """
 
     how: Opening
@@ -53,7 +53,7 @@ class Reopenable:
     # The names of the settings that can be changed on an open object, apart from max_batch_tokens.
     _settings: ClassVar[tuple[str, ...]]
     _opened: OpenArguments
-    _sharing: "WeakSet[Reopenable]"  # this object and its copies that are not closed
+    _sharing: "WeakSet[Reopenable]"  # the open ones among this object and its copies
 
     def _share(self, how: Opening, kwargs: Mapping[str, Any]) -> None:
         """Store the arguments, and begin the set of objects that share the weights."""
@@ -67,8 +67,8 @@ class Reopenable:
     def close(self) -> None:
         """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 
-        The memory goes back to the system. Computing anything afterwards raises a DeviceError. Without a call of
-        `close`, the model is freed when the object and its copies are garbage-collected.
+        Once the model is freed, its memory goes back to the system, and computing anything raises a DeviceError.
+        Without a call of `close`, the model is freed when the object and its copies are garbage-collected.
         """
         self._sharing.discard(self)
         if not self._sharing:
@@ -114,7 +114,7 @@ class Reopenable:
 
 
 def _public(kind: type[Reopenable]) -> type[Reopenable]:
-    """Return `Embedder` or `Reranker`, whichever `kind` is; `kind` may also be a caller's subclass of it."""
+    """Return `Embedder` or `Reranker`: `kind` itself or, if `kind` is a caller's subclass, its base class."""
     return next(each for each in kind.__mro__ if Reopenable in each.__bases__)
 
 

@@ -1,4 +1,4 @@
-"""Compute the answers to the requests of a batch file: the server's, but with the texts of many requests at once.
+"""Compute the same answers as the server to the requests of a batch file, with the texts of many requests at once.
 
 Each group of requests is prepared (checked, tokenised), its texts are put into the queues of the models, the engine's
 loop computes them, and the answers are written as lines.
@@ -36,7 +36,7 @@ from lastword.serve.worker import results_with_shares
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
-    """A text of a job, or a pair for a reranker: the tag of its item in the loop."""
+    """A text of a job, or a pair for a reranker; it is the tag of its item in the loop."""
 
     job: Job
     place: int
@@ -141,7 +141,7 @@ class Answers:
             job.done()
 
     def check(self, job: Job) -> None:
-        """Check that what has failed in a job are its own texts.
+        """Check that all failures of a job are due to its own texts.
 
         Raises:
             DeviceError: the device has failed; another attempt may succeed.
@@ -152,7 +152,7 @@ class Answers:
                     f"device {self.model.loop.runner.name}",
                     "failed",
                     got=f"{type(each).__name__}: {each}",
-                    remedy="The same command goes on with the first request without an answer, pipes aside.",
+                    remedy="Run the same command again to continue, unless its input or output is a pipe.",
                 ) from each
 
     def render(self, asked: Body, job: Job) -> Any:
@@ -170,7 +170,7 @@ class Answers:
         return ROUTES[self.path].render(asked, self._answer(job, results))
 
     def facts(self) -> dict[str, Any]:
-        """Return what the answers depend on besides the requests, by name in words."""
+        """Return the model's settings on which the answers depend, by name in words."""
         device, cpu = self.model.info.devices[0].type, self.model.info.devices[0].type == "cpu"
         return {
             "name of the model": self.name,
@@ -215,7 +215,7 @@ class EmbeddingAnswers(Answers):
         return self._embedder.info.space_fingerprint(dim, normalize_embeddings=normalize)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the answers depend on besides the requests, by name in words."""
+        """Return the model's settings on which the answers depend, by name in words."""
         info = self._embedder.info
         ranges = None if self._ranges is None else fingerprint(ranges=self._ranges.tolist())
         return super().facts() | {
@@ -240,7 +240,7 @@ class RerankAnswers(Answers):
         return scores_of(self._reranker, results, job.prepared, round(job.computed), self.name)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the answers depend on besides the requests, by name in words."""
+        """Return the model's settings on which the answers depend, by name in words."""
         info = self._reranker.info
         return super().facts() | {
             "fingerprint of the model": info.run_fingerprint(),
@@ -250,15 +250,15 @@ class RerankAnswers(Answers):
 
 @dataclass(slots=True)
 class Pending:
-    """A request that has no line in the output yet.
+    """A request, with what is needed to write its line of the output.
 
     Args:
         request: the request.
-        hash: a hash that names it.
-        answers: what answers its path; None if the line is no request.
+        hash: a hash that identifies the request in the output.
+        answers: what answers its path; None if the line is not a request.
         asked: its body; None if it cannot be answered.
         job: its texts; None if it cannot be answered.
-        failure: why it cannot be answered.
+        failure: the error of a request that cannot be answered; else None.
     """
 
     request: Request
@@ -269,13 +269,13 @@ class Pending:
     failure: ServeError | None = None
 
     def problem(self) -> str:
-        """Return in words why the request cannot be answered, for one that has no job."""
+        """Return in words why the request cannot be answered; call this only if it has no job."""
         if self.request.error is not None:
             return self.request.error[1]
         return f"line {self.request.line:,}: {self.failure}"
 
     def line(self) -> bytes:
-        """Return the line of the output."""
+        """Return the request's line of the output."""
         response, error = None, None
         if self.request.error is not None:
             code, message = self.request.error
@@ -336,7 +336,7 @@ class PendingGroup:
 def answered_lines(
     groups: Iterator[PendingGroup], answers: Iterable[Answers]
 ) -> Iterator[Iterator[bytes]]:
-    """Yield the lines of each group that are not in the output yet; take them before the next group's.
+    """Yield, group by group, the lines that are not in the output yet; use a group's lines before the next group's.
 
     Args:
         groups: the groups. A group is read when the loop has taken all texts of the one before.
@@ -348,7 +348,7 @@ def answered_lines(
     """
     read, failure = deque[PendingGroup](), list[Exception]()
     answers = list(answers)
-    # With as many groups there are enough texts for every batch that may be started.
+    # This many groups have enough texts for every batch that may be started.
     most = 2 + max(each.model.loop.runner.depth for each in answers)
 
     def read_group(block: bool = True) -> bool:  # noqa: FBT001, FBT002  as queue.Queue has it
@@ -386,7 +386,7 @@ def prepare(
 
     Args:
         request: the request.
-        name: a hash that names it.
+        name: a hash that identifies the request.
         answers: what answers each path.
         done: called once every text has a result, if the request can be answered.
     """
@@ -406,13 +406,13 @@ def pending_groups(
     answers: Mapping[str, Answers],
     advance: Callable[[int], object],
 ) -> Iterator[PendingGroup]:
-    """Read the requests that have no line in the output yet, and prepare them, group by group.
+    """Read and prepare, group by group, the requests of the groups that are not complete in the output yet.
 
     Args:
         reader: reads the input.
         results: the output.
         answers: what answers each path.
-        advance: called with the bytes of requests that need no more work, by the caller's thread only.
+        advance: called in the caller's thread, with the number of bytes of requests that need no more work.
 
     Raises:
         InputError: the input cannot be read, or is not the one that the output is from.

@@ -1,4 +1,4 @@
-"""Read the lines of a batch file as requests, in groups, and say what is wrong with a line that is none."""
+"""Read the lines of a batch file as requests, in groups, and say what is wrong with a line that is not a request."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ _SKIPPED_BYTES = 1 << 20  # how much of a line that is too long is read at a tim
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # The custom_id of a line that is too long to be parsed, if it comes first.
 _FIRST_ID = re.compile(rb'\s*\{\s*("custom_id"\s*:\s*"(?:[^"\\\x00-\x1f]|\\.){0,1000}")\s*[,}]')
-# OpenAI's words for what is wrong with a line, by the kind of error or by the field.
+# OpenAI's codes for what is wrong with a line, by the kind of error or by the field.
 _CODES = {"invalid_json": "invalid_json_line", "missing": "missing_required_parameter"}
 _CODES |= {"extra_forbidden": "unknown_parameter", "duplicate": "duplicate_custom_id"}
 _CODES |= {"too_long": "line_too_long"}
@@ -30,7 +30,7 @@ _CODES_OF_FIELDS = {"method": "invalid_method", "url": "invalid_url"}
 
 
 class BatchLine(Body):
-    """A line of a batch file; `body` is checked when it is answered."""
+    """A line of a batch file; `body` is checked later, by the route that `url` names."""
 
     custom_id: str
     method: Literal["POST"]
@@ -44,7 +44,7 @@ class Request:
 
     Args:
         line: the number of the line, from 1.
-        size: the bytes of the line.
+        size: the number of bytes of the line, with its line end.
         custom_id: the caller's name for the request; None if the line has none.
         url: the path of the route that is to answer.
         body: the body for that route.
@@ -80,7 +80,7 @@ class RequestGroup:
     digest: bytes
 
     def ids(self) -> list[str]:
-        """Return a hash for each request that depends on its line number and on the input up to the group's end."""
+        """Return, for each request, a hash of its line number and of the input up to the end of the group."""
         return [
             hashlib.sha256(self.digest + str(each.line).encode()).hexdigest()[:32]
             for each in self.requests
@@ -88,13 +88,13 @@ class RequestGroup:
 
 
 class RequestReader:
-    """Reads the requests of a batch file; empty lines are left out.
+    """Reads the requests of a batch file; blank lines are left out.
 
     Args:
         stream: the file.
         name: its name, for messages.
         urls: for each path that a request may name, None, or the reason why it cannot be answered.
-        max_line: the most bytes of a line without its end. Longer lines become errors.
+        max_line: maximum bytes of a line, without its line end; longer lines become errors.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class RequestReader:
 
         Args:
             line: the line; only its beginning if it has more than `max_line` bytes.
-            size: its bytes.
-            length: its bytes without the line end.
+            size: its number of bytes.
+            length: its number of bytes without the line end.
         """
         value, problem, url, body = dict[str, Any](), None, "", None
         try:

@@ -35,20 +35,20 @@ class ResultsFile:
 
     def __init__(self, stream: BinaryIO, name: str, old: BinaryIO | None = None) -> None:
         self._stream, self._name, self._old = stream, name, old
-        self.requests = self.errors = 0  # lines, and lines without an answer, of all runs
+        self.requests = self.errors = 0  # lines of all runs, and those of them with an error
         self.found = 0  # lines of earlier runs
-        self.first_error = ""  # of these lines without an answer, the message of the first
+        self.first_error = ""  # the message of the first line with an error
 
     def find(self, ids: Sequence[str]) -> int:
         """Return how many of the next requests have a complete line from an earlier run.
 
-        If these are not all, the file is cut after their lines.
+        If some have none, the file is cut after the last complete line.
 
         Args:
             ids: the hashes of the requests, as in the lines' `id`.
 
         Raises:
-            InputError: a line is not that of its request, or damaged.
+            InputError: a line is damaged, or does not answer the request in its place.
         """
         if self._old is None:
             return 0
@@ -115,11 +115,11 @@ def settings_file(path: str) -> Path:
 
 
 def earlier_settings(path: str) -> dict[str, Any] | None:
-    """Return the settings of the earlier run that the file `path` is from; None if it is missing or empty.
+    """Return the settings of the earlier run that wrote the file `path`; None if it is missing, empty or a stream.
 
     Raises:
-        InputError: the file is not empty, and not from run-batch or from one that can be continued; or its file with
-            the settings, which a run replaces or removes, is not from run-batch, or is damaged.
+        InputError: the file is not empty, and has no file of settings or one of another version; or the file of
+            settings is damaged or not from run-batch.
     """
     if is_stream(path):
         return None
@@ -150,7 +150,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         found = read_object(file)
         got = None if found.keys() >= {"version", "settings"} else "another object"
         if got is None and not isinstance(found["settings"], dict):
-            got = "settings that are no object"
+            got = "settings that are not an object"
     except LastwordError as error:
         got = error.what
     if got is not None:
@@ -177,7 +177,7 @@ def check_settings(
         what = "holds answers already, and requests from a pipe cannot be read again"
         raise InputError(path, what, remedy="Name another file.")
 
-    # If the model is another, much differs: its name says most, its fingerprint least.
+    # With another model, many settings differ: compare its name first and its fingerprint last.
     def order(name: str) -> tuple[bool, bool, str]:
         return "fingerprint" in name, not name.startswith("name"), name
 
@@ -202,7 +202,8 @@ def open_results(path: str, settings: Mapping[str, Any] | None) -> Iterator[Resu
         settings: the settings of the run; None if the run cannot be continued later.
 
     Raises:
-        InputError: the output cannot be written, another process writes it, or it is from a run with other settings.
+        InputError: the output cannot be written, another process is writing it, or it is from a run with other
+            settings.
     """
     if is_stream(path):
         with open_output(path) as stream:

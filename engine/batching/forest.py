@@ -1,4 +1,4 @@
-"""Pack token lists into forests. A forest is the prefix tree of a batch: texts share the rows of a common beginning.
+"""Pack token lists into forests: prefix trees in which the texts of a batch share the rows of a common beginning.
 
 A packed row is one token. A forest is a set of segments; a segment is a run of consecutive packed rows. A segment forks
 off its parent after the parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to
@@ -22,7 +22,7 @@ from lastword.kernels.caller_settings import count_up, integers
 
 # Fork inside a segment only after at least this many of its tokens; sharing fewer would cost more than it saves.
 MIN_SHARED = 8
-# Maximum number of segments on a path. Where a path would be longer, the shared rows are packed again instead.
+# Maximum number of packed segments on a path. Where it would have more, the shared rows are packed again instead.
 MAX_DEPTH = 8
 
 
@@ -145,7 +145,7 @@ class _SortedGroup:
     def sort(
         tokens: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], *, share: bool
     ) -> "_SortedGroup":
-        """Sort the lists and merge equal ones. Comparing them as big-endian bytes gives the same order, but faster."""
+        """Sort the lists (as big-endian bytes: the same order, but faster); with `share`, merge equal ones."""
         callers: dict[bytes | int, list[int]] = {}
         keys: list[bytes] = []
         for index, ids in enumerate(tokens):
@@ -172,7 +172,7 @@ class _SortedGroup:
 
 
 def used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Return the prompt and the number of its tokens that the text begins with; (), 0 if fewer than `MIN_SHARED`."""
+    """Return the prompt and how many of its tokens the text begins with; ((), 0) if fewer than `MIN_SHARED`."""
     most = min(len(prompt), len(ids) - 1)
     if list(ids[:most]) == list(prompt[:most]):
         common = most
@@ -275,7 +275,7 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
 
 
 def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
-    """Assign rows to the branches and make the forest. Roots come before other branches; both go from short to long."""
+    """Assign rows to the branches and make the forest: roots first, then other branches, each from short to long."""
     branches, prompts = batch.branches, batch.prompts
     order = sorted(
         range(len(branches)),

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
 _SAMPLED_FILES = 100
-_SAMPLE = 1000  # records that the types of Parquet columns are taken from
+_SAMPLE = 1000  # records whose fields decide the types of Parquet columns
 Advance = Callable[[int], None]
 DoAll = Callable[[Sequence[Unit], Finished, Advance], list[Unit]]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Begin or continue a job, or check it; return the exit status."""
+    """Begin or continue a job, check it or, with --dry-run, estimate it; return the exit status."""
     _refuse_options(args)
     folder = Path(args.output)
     if args.check:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def prepare(
     args: argparse.Namespace, folder: Path, inputs: Sequence[read.Source], embedder: "Embedder"
 ) -> tuple[Job, "UnitWriter"]:
-    """Make a folder's plan, or check that this process fits the plan there is; return the job and its writer.
+    """Make a folder's plan, or check that this process fits the existing one; return the job and its writer.
 
     Args:
         args: the command's arguments.
@@ -106,7 +106,7 @@ def prepare(
         if not (folder / NAME).exists():
             plan.save(folder)
     plan.list_left_out(folder)
-    # A number that was given differs from the plan's only with --allow-mixed.
+    # If --max-batch-tokens is given, it differs from the plan's number only with --allow-mixed.
     tokens = None if args.max_batch_tokens is None else embedder.max_batch_tokens
     job = Job(folder, plan, tokens)
     return job, UnitWriter(args, job, work, embedder)
@@ -164,7 +164,7 @@ def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
     recorded = job.results()
     done = job.whole(recorded)
     if again := len(recorded) - len(done):
-        what = "the files are missing or have another size than they were written with"
+        what = "the files are missing, or their size has changed"
         console.say_all([f"{count(again, 'unit')} to do again: {what}"], quiet=args.quiet)
     mine = job.plan.units[args.rank :: args.world]
     todo = [unit for unit in mine if unit.number not in done]
@@ -213,7 +213,7 @@ class UnitWriter:
             skip=self._args.on_error == "skip",
             out=outputs.errors,
             name=f"{name}: its errors",
-            never=(read.ReadError,),  # the plan has read the file, so another run may do so too
+            never=(read.ReadError,),  # the plan could read the file, so another run may too
         )
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
@@ -338,7 +338,7 @@ def _refuse_options(args: argparse.Namespace) -> None:
 
 
 def _refuse_ray_options(args: argparse.Namespace) -> None:
-    """Refuse options that do not fit --ray, or that need it, and what is no address of a cluster."""
+    """Refuse options that do not fit --ray, options that need it, and an invalid address of a cluster."""
     if args.ray is None:
         if args.cores_per_model is not None:
             remedy = "Without it, OMP_NUM_THREADS sets the number of threads."
@@ -370,7 +370,7 @@ def _refuse_ray_options(args: argparse.Namespace) -> None:
 
 
 def _refuse_database(args: argparse.Namespace) -> None:
-    """Refuse a --to that is no database, or that has no Parquet files to load."""
+    """Refuse a --to that is not a database, or that does not fit the format, --dry-run or --check."""
     if args.to is None:
         return
     if not args.to.startswith(("postgresql://", "postgres://")):
@@ -387,7 +387,7 @@ def _refuse_database(args: argparse.Namespace) -> None:
 
 
 def _refuse_streams(args: argparse.Namespace, inputs: Sequence[read.Source]) -> None:
-    """Refuse inputs that cannot be read again: a job reads its files once to plan, and once more for each unit."""
+    """Refuse inputs that cannot be read again: a job reads its files for the plan, and again for each unit."""
     for source in inputs:
         if source.path == read.STDIN and not args.files:
             expected = "input files to begin one with, or the folder of a job"
@@ -414,6 +414,6 @@ def _check(job: Job) -> int:
     rows = sum(result.rows for result in results.values())
     console.print_lines(faults or [f"{job.folder}: complete, {count(rows, 'text')}"])
     if faults:
-        what = "delete the files that have changed, and give the command that began the job"
-        console.say(f"{job.folder}: to mend it, {what}: units without files are done again")
+        what = "delete the files that have changed, and run the command that began the job again"
+        console.say(f"{job.folder}: to repair it, {what}: units without files are done again")
     return 1 if faults else 0

@@ -1,8 +1,8 @@
 """Find where records of an input file begin, so that the file can be read in parts.
 
-JSON lines and text have one record per line. A row of a table may have several lines, so tables are read row by row, by
-the same code that reads them for embedding. Parquet files are cut between row groups. A file that is one text is not
-cut.
+JSON lines and text have one record per line. A row of a table may have several lines, so a table with quotes is read
+row by row, by the same code that reads it for embedding. Parquet files are cut between row groups. A file that is one
+text is not cut.
 """
 
 from collections import deque
@@ -51,6 +51,8 @@ class Cuts:
 def cut_file(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
     """Cut a file into parts of `records` records each; the last part may have fewer.
 
+    The parts of a Parquet file are whole row groups, so they may have fewer records or, if a group is larger, more.
+
     Args:
         source: the file.
         fields: as for `read.read`.
@@ -96,7 +98,7 @@ def _cut_lines(source: Source, records: int, before: int = 0, start: int = 0) ->
             if at + len(block) <= start:
                 at += len(block)
                 continue
-            place = max(0, start - at)  # all bytes of the block before this one are counted
+            place = max(0, start - at)  # lines of the block that end before it are counted
             found = block.count(b"\n", place)  # counted once: a block may have many parts
             while lines + found >= records:
                 for _ in range(records - lines):
@@ -122,13 +124,13 @@ def _cut_row_groups(source: Source, records: int) -> Iterator[Cut]:
 
 
 def _cut_table(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
-    """Cut before every `records`-th row."""
+    """Cut after every `records`-th row."""
     with open_bytes(source) as file:
         quoted = any(b'"' in block for block in _blocks(file))
     if not quoted:
         return _cut_plain_table(source, fields, delimiter, records)
     cuts: list[Cut] = []
-    count, first = 0, (0, 0)  # the rows of the present part; the lines and bytes before it
+    count, first = 0, (0, 0)  # the rows of the current part; the lines and bytes before it
     begin: int | None = None  # the bytes before the first row
     with open_source(source) as stream:
         starts = _LineStarts(stream)
@@ -181,7 +183,7 @@ class _LineStarts:
         return line
 
     def of(self, number: int) -> int:
-        """Return the byte at which a line starts that has been read; numbers must not fall from call to call."""
+        """Return the byte at which line `number`, already read, starts; `number` must not decrease between calls."""
         while self._number < number:
             self._starts.popleft()
             self._number += 1

@@ -1,4 +1,4 @@
-"""Estimate what a job will take, for --dry-run: tokens and speed of a sample, and from these time, size and price."""
+"""Estimate a job, for --dry-run: measure tokens and speed of a sample, and from these derive time, size and price."""
 
 from collections.abc import Iterator, Sequence
 from time import perf_counter
@@ -52,7 +52,7 @@ def estimate(
     layout = write.ELEMENT_TYPES[work.metadata["precision"]]
     per_vector = embedder.dim // layout.packed * int(layout.numpy[-1])
     if vectors != records:
-        yield f"about {count(vectors, 'text')}, as {len(texts):,} of {count(tried, 'record')} of the sample"
+        yield f"about {count(vectors, 'text')}, as {count(tried, 'record')} of the sample gave {len(texts):,}"
     yield f"about {mean * vectors:,.0f} tokens; vectors of {vectors * per_vector:,} bytes, and the records' fields"
     tokens, seconds = _speed(texts, ordered, embedder, work)
     each = mean * vectors / (tokens / seconds) / world
@@ -94,7 +94,7 @@ def _sample(plan: Plan, work: "Work") -> tuple[list[str], int]:
 def _speed(
     texts: list[str], lengths: Sequence[int], embedder: "Embedder", work: "Work"
 ) -> tuple[int, float]:
-    """Embed a part of the sample; return its tokens, and the seconds taken.
+    """Embed a part of the sample; return the part's number of tokens, and the seconds taken.
 
     Args:
         texts: the sample.
@@ -116,7 +116,7 @@ def _speed(
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration in words, to two figures or so."""
+    """Return a duration in words, with one decimal."""
     for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}s"

@@ -31,7 +31,7 @@ _PLAN_LOCK = Path("_claims", "plan")
 
 @dataclass(slots=True)
 class UnitResult:
-    """What became of a unit.
+    """The result of a unit.
 
     Args:
         rows: the number of vectors.
@@ -70,10 +70,10 @@ class Outputs:
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Refuse a folder that holds other files and no plan.
+    """Refuse a folder that has files but no plan; files that an interrupted run may leave do not count.
 
     Raises:
-        InputError: it does.
+        InputError: the folder has other files and no plan.
     """
     if folder.exists() and not (folder / NAME).exists():
         others = [path for path in folder.iterdir() if path.name != "_claims"]
@@ -147,7 +147,7 @@ class Job:
     Args:
         folder: the folder, which has a plan.
         plan: the plan.
-        batch_tokens: the maximum number of tokens per batch; None for that of the plan.
+        batch_tokens: the maximum number of tokens per batch; None for the plan's.
     """
 
     def __init__(self, folder: Path, plan: Plan, batch_tokens: int | None = None) -> None:
@@ -162,13 +162,13 @@ class Job:
         """Return the recorded results of units, by number; their files may be missing or changed since.
 
         Raises:
-            WeightsError: a record is damaged.
+            LastwordError: a record is damaged.
         """
         found = (self.folder / "_done").glob("*.json")
         return {int(path.stem): UnitResult(**read_object(path)) for path in sorted(found)}
 
     def whole(self, results: Mapping[int, UnitResult]) -> dict[int, UnitResult]:
-        """Return those of the results whose files all exist and have the size that they were written with."""
+        """Return the results whose files all exist and have the size that they were written with."""
         return {number: each for number, each in results.items() if self._is_whole(each)}
 
     def _is_whole(self, result: UnitResult) -> bool:
@@ -198,7 +198,7 @@ class Job:
         Args:
             units: the units to do, in this order.
             write: writes the files of a unit. If it raises `BatchesTooLargeError`, it is called again with half as many
-                tokens per batch: what a unit's files hold depends on that number, not on when memory ran out.
+                tokens per batch: the content of the files depends on that number, not on when memory ran out.
             finished: called for each unit after it is done, with its result and the seconds it took.
             ignore_claims: whether to do units that another process seems to be working on: the lock of a process on
                 a machine that was lost can last for minutes.
@@ -218,7 +218,7 @@ class Job:
                 if not (ours or ignore_claims):
                     claimed.append(unit)
                 elif not self._is_done(unit):
-                    # A record of files that are gone must not be taken for one of the new files.
+                    # A record of files that are gone must not be taken for a record of the new files.
                     self._record(unit).unlink(missing_ok=True)
                     began = perf_counter()
                     result = self._do(unit, write)

@@ -1,7 +1,8 @@
 """Write vectors and the fields of their records to a Parquet file, one row group per group of records.
 
-Columns: `id`, the record's own fields, its place, `embedding` (a list of fixed size), `tokens` (the number of tokens of
-the text with its prompt) and `truncated` (whether the text was cut). Needs pyarrow.
+Columns: `id`, the record's own fields, `other` (fields without a column of their own), its place, `embedding` (a list
+of fixed size), `tokens` (the number of tokens of the text with its prompt) and `truncated` (whether the text was cut).
+Needs pyarrow.
 """
 
 import json
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-# Precisions whose elements have a type of another name.
+# Precisions whose element type has another name.
 _ELEMENTS = {"binary": "int8", "ubinary": "uint8"}
-# The column for fields that have no column of their own, or another type than their column.
+# The column for fields that have no column of their own, or whose type differs from their column's.
 OTHER = "other"
-# The column that every row has: the record's own field of this name, or where the record is.
+# The column that every row has: the record's id or, if it has none, its place.
 _ID = "id"
-# The columns, besides the places and the vectors, that a record's fields do not decide.
+# The columns, besides those of the place and the vector, that every file has.
 OWN_COLUMNS = (_ID, OTHER, "tokens", "truncated")
 
 
@@ -109,7 +110,7 @@ class ParquetFile:
         self._attempt(self._file.close)
 
     def close(self) -> None:
-        """Let go of the stream, even if the file is not complete: pyarrow would write to it later, when deleted."""
+        """Let go of the stream, even if the file is not complete; otherwise pyarrow would write to it when deleted."""
         self._file.is_open = False
 
     def _vectors(self, matrix: "Tensor") -> "pa.Array":
@@ -130,19 +131,20 @@ def column_types(
 ) -> dict[str, str]:
     """Return the type of each field of some records: string, int64, double, bool or json.
 
-    A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
-    are `double`, unless a whole number would lose digits. Fields with the name of one of the file's own columns are
-    left out; they go to the other fields.
+    A field with values of several types is `json`: its values are written as JSON. A field with whole and other numbers
+    is `double`, unless a whole number would lose digits. Fields named like one of the other columns of the file, and
+    fields with a name that UTF-8 cannot encode, are left out; they go to the column `other`.
 
     Args:
         records: the records.
         vector_field: the name of the column of vectors.
-        id_field: as for `ParquetFile`. Ids of several types are strings, and so are all ids if a record has none.
+        id_field: as for `ParquetFile`. Ids are strings, unless every record has one and all of them fit int64 or
+            double.
     """
     own = {*PLACE, *OWN_COLUMNS, vector_field} - {_ID}
     without_id = 0
     found: dict[str, str] = {}
-    long = set[str]()  # fields with a whole number that no double holds
+    long = set[str]()  # fields with a whole number that a double cannot hold exactly
     for record in records:
         fields = json.loads(f"{record.fields}}}")
         if id_field is not None:
@@ -181,7 +183,7 @@ def fitting_ids(
             continue
         error = InputError(
             record.where,
-            "has another kind of id than the records that the job's plan was made from",
+            "has a different kind of id from the records sampled for the job's plan",
             got="no id" if found is None else repr(found),
             expected="a whole number" if kind == "int64" else "a number that fits a double",
         )
@@ -189,7 +191,7 @@ def fitting_ids(
 
 
 def _kind(value: object) -> str | None:
-    """Return the type of the column for a value; None for None. A text that is not UTF-8 is kept escaped, in JSON."""
+    """Return the type of the column for a value; None for None. A text that UTF-8 cannot encode is escaped, as JSON."""
     if value is None:
         return None
     if isinstance(value, str) and lone_surrogate(value) is not None:
@@ -200,7 +202,7 @@ def _kind(value: object) -> str | None:
 
 
 def _fits(value: object, kind: str) -> bool:
-    """Return whether a column of a type holds a value without loss."""
+    """Return whether a column of type `kind` can hold a value without loss."""
     if kind == "double" and _kind(value) == "int64":
         assert isinstance(value, int)
         return int(float(value)) == value

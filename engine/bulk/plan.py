@@ -1,4 +1,4 @@
-"""The plan of a corpus job: its input files, the units that they are divided into, and everything that vectors need.
+"""The plan of a corpus job: its input files, their division into units, and every setting that the output depends on.
 
 The plan is made once and never changes. Later runs read it, and refuse to go on if an input file or a setting differs.
 """
@@ -31,11 +31,11 @@ class InputFile:
     Args:
         path: its path, as named or found.
         format: as for `Source`.
-        size: its bytes.
+        size: its number of bytes; -1 if the file system of a URL does not tell it.
         version: its time of modification in nanoseconds, or what the file system of a URL tells about the version.
         sha256: the hash of its content; "" for a URL whose file system tells the version, as reading it again is slow.
         header: the header of a table, in Latin-1; "" for other formats.
-        error: why the file is left out of the job; "" if it is not.
+        error: why the file is left out of the job; "" if it is not left out.
     """
 
     path: str
@@ -50,7 +50,7 @@ class InputFile:
         """Check that the file has not changed.
 
         Raises:
-            InputError: the file is missing, cannot be read, or has another content.
+            InputError: the file is missing, cannot be read, or its content has changed.
         """
         if self.error:
             return
@@ -111,16 +111,17 @@ class Plan:
     def make(
         inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int, fields: Fields
     ) -> "Plan":
-        """Read the input files once, and divide them into units of about `unit_records` records.
+        """Read the input files, and divide them into units of about `unit_records` records.
 
         Args:
-            inputs: the input files; each is a regular file.
-            settings: as for `Plan`, with `delimiter`.
+            inputs: the input files, local or of URLs; none is a stream.
+            settings: as for `Plan`, with `delimiter` and `on_error`.
             unit_records: the number of records of a unit. A unit takes several files, if they are small.
             fields: as for `read.read`.
 
         Raises:
-            InputError: a file cannot be read.
+            InputError: a file changes while it is read, or cannot be read. If `on_error` is "skip", local files that
+                cannot be read are left out instead, unless no record is left.
         """
         files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
         records = 0  # of `slices`
@@ -168,7 +169,7 @@ class Plan:
             stream.write(_in_lines(whole).encode())
 
     def list_left_out(self, folder: Path) -> None:
-        """Write the input files that are left out to `_errors/files.jsonl` in a job's folder, if that is not done yet.
+        """List the input files that are left out in `_errors/files.jsonl` of a job's folder, unless there is a list.
 
         Raises:
             InputError: the list cannot be written.
@@ -191,8 +192,8 @@ class Plan:
         """Read the plan of a job's folder.
 
         Raises:
-            InputError: there is no plan, or it was made by another version of lastword.
-            WeightsError: the file is damaged.
+            InputError: the plan is of another version.
+            WeightsError: there is no plan, or the file is damaged.
         """
         found = read_object(folder / NAME, WeightsError, limit=_MOST_BYTES)
         if found.get("version") != VERSION:
@@ -247,7 +248,7 @@ class Plan:
         Raises:
             InputError: a setting differs; the error names the first one.
         """
-        # A fingerprint differs if one of the other settings does, so these come first.
+        # A fingerprint differs if one of the other settings does, so the other settings are compared first.
         names = sorted(
             self.settings.keys() - (ROUNDING if mixed else set()),
             key=lambda name: (name in ("space", "run"), name),
@@ -309,12 +310,12 @@ def _in_lines(whole: Mapping[str, Any]) -> str:
 
 
 def _dump(value: Any, indent: int | None = None) -> str:
-    # Escaped, since a file's name or a field's may have what is not UTF-8.
+    # Escaped, since the name of a file or field may have characters that UTF-8 cannot encode.
     return json.dumps(value, indent=indent)
 
 
 def _seen(source: Source) -> tuple[int, str] | None:
-    """Return the size and version of a local file; None for a URL, and for what cannot be looked at."""
+    """Return the size and version of a local file; None for a URL, and for a file whose status cannot be read."""
     if scheme_of(source.path) is not None:
         return None
     try:

@@ -1,8 +1,8 @@
 """Load the vectors of a job into a table of PostgreSQL with the extension pgvector.
 
-A unit is loaded in one transaction: its rows are copied to a temporary table, then inserted, or replaced if their id
-and chunk are there, and the unit is noted in the table NAME_units. So a unit is loaded once, whatever is interrupted.
-Needs psycopg and pyarrow.
+A unit is loaded in one transaction. Its rows are copied to a temporary table and inserted from there, replacing rows
+with the same id and chunk; then the unit is noted in the table NAME_units. So a unit is loaded once, whatever is
+interrupted. Needs psycopg and pyarrow.
 """
 
 import re
@@ -19,7 +19,7 @@ from lastword.errors import ConfigError, InputError, require_extra
 if TYPE_CHECKING:
     from psycopg import Connection
 
-# The types of columns, by those of Arrow; anything else is text.
+# PostgreSQL's types of columns, by Arrow's; anything else is text.
 _TYPES = {"int64": "bigint", "int32": "integer", "double": "double precision", "bool": "boolean"}
 _ROWS = 1000  # read at once
 # A URL that can be shown once its password and parameters are left out: its scheme, user, hosts and path.
@@ -42,7 +42,7 @@ class PostgresTable:
 
     Raises:
         ConfigError: psycopg is missing, or the precision has no type in pgvector.
-        InputError: the database cannot be reached or has no pgvector, or the table holds other vectors.
+        InputError: the database cannot be reached.
     """
 
     def __init__(self, url: str, name: str, metadata: Mapping[str, str], field: str) -> None:
@@ -74,6 +74,10 @@ class PostgresTable:
             job: the job.
             results: the results of its units, by number.
             loaded: called for each unit after it is loaded.
+
+        Raises:
+            InputError: the database fails or has no pgvector, the table holds other vectors, or a text has a NUL
+                character.
         """
         rows, created = 0, False
         for unit in job.plan.units:
@@ -139,7 +143,7 @@ class PostgresTable:
         return self._connection.execute(query, (key,)).fetchone() is not None
 
     def _copy(self, file: Any, unit: Unit, key: str) -> int:
-        """Copy the rows of a unit in one transaction."""
+        """Copy the rows of a unit in one transaction; return their number."""
         sql, table = self._psycopg.sql, self._psycopg.sql.Identifier(self._name)
         names = [sql.Identifier(field.name) for field in file.schema_arrow]
         listed = sql.SQL(", ").join(names)

@@ -9,7 +9,7 @@ from lastword.bulk.plan import Unit
 from lastword.cli import console, options
 from lastword.errors import count
 
-_SHORTEST = 1e-6  # seconds of a unit, so that a speed is a number
+_SHORTEST = 1e-6  # the least seconds of a unit, so that no speed is infinite
 
 
 class RunProgress:

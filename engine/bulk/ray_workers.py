@@ -43,7 +43,7 @@ _WAIT_S = 0.5  # seconds; a call of Ray must not delay Ctrl-C for longer
 _REACH_S = 10.0
 _ROUNDS = 10  # number of such waits between two looks at the cluster's machines
 _LONG_ROUNDS = 60  # number of such waits after which a line says what the command is waiting for
-_FAILURES = 3  # units in a row after which a worker is left out, if another one works
+_FAILURES = 3  # failed units in a row after which a worker is left out, if another one works
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Worker:
 
     Args:
         args: the command's arguments.
-        home: the driver's current folder, from which paths are relative.
+        home: the driver's current folder, to which paths are relative.
     """
 
     def __init__(self, args: argparse.Namespace, home: str) -> None:
@@ -103,7 +103,7 @@ class Worker:
         return answer
 
     def do(self, number: int, *, again: bool) -> Answer:
-        """Do a unit; `again` says that it may still be claimed by the process that was lost with it."""
+        """Do a unit; with `again`, it was tried before, and a process that was lost may still hold its claim."""
         if self._opened is None:  # Ray has started this process in place of a lost one
             answer = self.open(())
             if self._opened is None:
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace, folder: Path, inputs: Sequence[read.Source]) -
         raise InputError(
             str(folder),
             f"{count(len(cluster.failed), 'unit')} failed on each of {1 + RETRIES} attempts",
-            remedy="Given again, the command tries them again.",
+            remedy="To retry, run the command again.",
         )
     return status
 
@@ -230,9 +230,9 @@ class Cluster:
         self._free: list[_Seat] = []
         self._unusable = 0  # workers that are left out
         self._waiting: deque[Unit] = deque()
-        # A worker and its machine per attempt, by unit.
+        # The worker and the machine of each failed attempt, by unit.
         self._failed_on: defaultdict[int, list[tuple[_Seat, str]]] = defaultdict(list)
-        self._said: set[str] = set()  # notices
+        self._said: set[str] = set()  # notices that were printed
 
     def _machines(self) -> list[dict[str, float]]:
         """Return the resources of each machine."""
@@ -267,7 +267,7 @@ class Cluster:
             num_gpus=self._needs["GPU"],
             max_restarts=-1,
             scheduling_strategy="SPREAD",
-            # Where a local run takes its number of threads from.
+            # A local run takes its number of threads from here too.
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._needs["CPU"])}},
         )
         return self._open(_Seat(remote.remote(self._args, str(Path.cwd()))), inputs)
@@ -278,7 +278,7 @@ class Cluster:
         return call
 
     def _answer(self, call: Any) -> Answer:
-        """Return the answer of a call that has ended; a lost worker gives an error, too."""
+        """Return the answer of a call that has ended; for a lost worker, an answer with an error."""
         try:
             answer: Answer = self._ray.get(call)
         except self._ray.exceptions.RayError as error:
@@ -318,7 +318,7 @@ class Cluster:
         return claimed
 
     def _start_more(self) -> None:
-        """Start the workers that the machines have room for and that have a unit to do."""
+        """Start more workers, as far as machines have room for them and there are units for them to do."""
         fitting = sum(_room(each, self._needs) for each in self._machines())
         busy = sum(unit is not None for _, unit in self._calls.values())
         wanted = min(fitting - self._unusable, len(self._waiting) + busy)
@@ -358,7 +358,7 @@ class Cluster:
         return self._free[0]
 
     def _opened(self, worker: _Seat, answer: Answer) -> None:
-        """Take note of a worker that has opened its model, or cannot.
+        """Take note of a worker that has opened its model, or could not open it.
 
         Raises:
             LastwordError: no other worker is left.
@@ -379,16 +379,16 @@ class Cluster:
         console.say(f"{name} is left out: {options.in_option_words(error)}")
 
     def _works_elsewhere(self, worker: _Seat) -> bool:
-        """Return whether another worker has not failed as often in a row as one that is left out."""
+        """Return whether another worker has failed fewer than `_FAILURES` times in a row."""
         busy = (each for each, unit in self._calls.values() if unit is not None)
         others = (each for each in (*self._free, *busy) if each is not worker)
         return any(each.failures < _FAILURES for each in others)
 
     def _done(self, worker: _Seat, unit: Unit, answer: Answer) -> bool:
-        """Take note of a unit's end; return whether it is done. If not, it is tried again, or it has failed.
+        """Take note of a unit's end; return whether it is done. If not, the unit is queued again or has failed.
 
         Raises:
-            LastwordError: the unit failed, and --on-error is stop.
+            LastwordError: the unit failed, though its worker was not lost, and --on-error is stop.
         """
         new = [notice for notice in answer.notices if notice not in self._said]
         self._said.update(new)

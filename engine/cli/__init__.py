@@ -1,1 +1,1 @@
-"""The `lastword` command line: an entry point that uses the public objects (`Embedder`, `Reranker`) only."""
+"""The `lastword` command line: an entry point that runs models only through the public `Embedder` and `Reranker`."""

@@ -1,7 +1,7 @@
 """The function that the console script calls: Ctrl-C prints one line, even while the other modules are being imported.
 
 This module and `lastword/__init__.py` import only modules that Python itself imports when it starts. So both are loaded
-almost at once, and only until then can Ctrl-C cause a traceback.
+almost at once; only before that can Ctrl-C cause a traceback.
 """
 
 import os

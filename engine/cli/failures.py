@@ -28,7 +28,7 @@ class Failures:
         skip: whether to leave out such texts and files; if not, the first one ends the run.
         out: a stream that gets a JSON line for each text or file left out; None for no stream.
         name: the name of `out` in messages.
-        never: errors of this kind always end the run.
+        never: kinds of errors that end the run even if `skip` is set.
     """
 
     def __init__(
@@ -43,14 +43,22 @@ class Failures:
         self.count, self._files, self._folders, self.first = 0, 0, 0, ""
 
     def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
-        """Leave out a line, or the whole file or folder if `line` is None. If `skip` is False, raise the error."""
+        """Leave out a line, or the whole file or folder if `line` is None.
+
+        Raises:
+            InputError: `error`, if `skip` is False or `never` includes its kind.
+        """
         folder = line is None and os.path.isdir(path)
         self._folders += folder
         self._files += line is None and not folder
         self._leave_out(error, {"path": path} if line is None else {"path": path, "line": line})
 
     def leave_out(self, error: InputError, record: Record) -> None:
-        """Leave out a record that cannot be embedded. If `skip` is False, raise the error, which names the record."""
+        """Leave out a record that cannot be embedded; make the error name the record.
+
+        Raises:
+            InputError: `error`, if `skip` is False or `never` includes its kind.
+        """
         error.where = record.where
         self._leave_out(error, record.place())
 
@@ -111,10 +119,11 @@ class _NoneLeftError(InputError):
 
 
 def begin_error_list(args: argparse.Namespace) -> None:
-    """Check --errors, and remove the list that an earlier run wrote there, which would mislead if this run fails.
+    """Check --errors, and remove the list of an earlier run there; that list would mislead if this run failed.
 
     Raises:
-        InputError: --errors does not fit the other options, names a file that is not lastword's, or cannot be removed.
+        InputError: --errors does not fit the other options, or names a URL or a file that lastword did not write; or
+            the earlier list cannot be removed.
     """
     path: str | None = args.errors
     if path is None:
@@ -127,7 +136,7 @@ def begin_error_list(args: argparse.Namespace) -> None:
     place, queries = os.path.realpath(path), getattr(args, "queries", None)
     inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
     if place in inputs:
-        return  # `refuse_overwriting` refuses an input as output later
+        return  # `refuse_overwriting` later refuses an output that is an input
     keep_foreign_files([path])
     if not is_stream(path) and is_error_list(place):
         console.attempt(lambda: os.remove(place), path)

@@ -1,6 +1,6 @@
 """The `lastword` command line: find a command, run it, and turn every error into one line and an exit status.
 
-Exit status 0: success; 1: a check failed; 2: bad input or usage; 129: stopped by SIGHUP, because the terminal is
+Exit status 0: success; 1: a check failed; 2: bad input or usage; 129: stopped by SIGHUP, because the terminal was
 closed; 130: stopped by Ctrl-C; 141: the reader of stdout is gone; 143: stopped by SIGTERM. Each command's module
 defines the command's options, and imports torch only when the command runs, so `--help` and `--version` are fast.
 """
@@ -132,7 +132,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; files may come before, between and after options.
 
-    argparse accepts files in one place only and returns the others as unknown arguments.
+    argparse accepts files in one place only; it returns files elsewhere as unknown arguments.
     """
     parser = _parser()
     args: argparse.Namespace
@@ -157,7 +157,7 @@ def _fail(message: str, status: int) -> int:
 
 @contextmanager
 def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
-    """Print lastword's own warnings as one-line notices; leave other warnings to Python."""
+    """Print lastword's own warnings as one-line notices, unless `quiet` is set; leave other warnings to Python."""
     with warnings.catch_warnings():
         # torch gives this warning on import; lastword works without NumPy
         warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
@@ -192,14 +192,14 @@ class _Stop:
     def __init__(self) -> None:
         self.number = 0  # the signal's number, once the main thread has been interrupted
         self.reported = False  # whether the last message has been printed
-        # Whether to end the process after this second even if the main thread is already stopping: the command has
-        # nothing to save.
+        # Whether to end the process one second after the signal even if the main thread is already stopping, because
+        # the command has nothing to save.
         self.at_once = False
         self._ended = threading.Event()
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and, unless the process ignores them, SIGINT and SIGHUP during the `with` block."""
+        """Handle SIGTERM in the `with` block, and SIGINT and SIGHUP unless they are ignored or have another handler."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set a handler
             return

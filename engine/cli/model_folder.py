@@ -1,4 +1,4 @@
-"""What `merge` and `convert` have in common: they write a new model folder, with a progress bar and a summary."""
+"""The parts that `merge` and `convert` share: both write a new model folder, with a progress bar and a summary."""
 
 import argparse
 import re
@@ -38,7 +38,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         default="5GB",
         metavar="SIZE",
-        help="largest size of a weight file, such as 500MB; by default 5GB",
+        help="largest size of a weight file, unless a single tensor is larger, such as 500MB; by default 5GB",
     )
     parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
     parser.add_argument(

@@ -57,7 +57,7 @@ OPTION_OF = {
 }
 
 
-# A Python argument in a message: `name='value'`, or a bare name with an underscore, which is no English word.
+# A Python argument in a message: `name='value'`, or a bare name with an underscore, which cannot be an English word.
 _ARGUMENT = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(['\"]?)([\w:.-]*\w)\2|\b([a-z]+(?:_[a-z]+)+)\b")
 
 
@@ -104,7 +104,7 @@ def text_argument(given: str) -> str:
 
 
 def path_argument(given: str) -> str:
-    """Return the path, which may contain any bytes; refuse an empty one, as an unset shell variable gives."""
+    """Return the path, which may contain any bytes; refuse an empty one, as from an unset shell variable."""
     if not given:
         raise argparse.ArgumentTypeError("an empty argument")
     return given
@@ -116,6 +116,11 @@ def model_argument(given: str) -> str:
         raise argparse.ArgumentTypeError("an empty name is not a Hugging Face id or folder")
     # The libraries that open models take valid Unicode only, and so does JSON output.
     return text_argument(given)
+
+
+def name_argument(given: str) -> str:
+    """Return the text; refuse an empty one, as from an unset shell variable."""
+    return text_argument(path_argument(given))
 
 
 def revision_argument(given: str) -> str:
@@ -137,7 +142,7 @@ def positive(text: str) -> int:
 
 
 def price(text: str) -> float:
-    """Parse a number above 0."""
+    """Parse a finite number above 0."""
     try:
         number = float(text)
     except ValueError:
@@ -166,7 +171,7 @@ def refuse_url(output: str | None) -> None:
     """Refuse an output that is a URL.
 
     Raises:
-        InputError: it is one.
+        InputError: the output is a URL.
     """
     if output is not None and scheme_of(output) is not None:
         remedy = "Write to a local file or folder, then copy it to the URL."
@@ -299,7 +304,7 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --prompt-name and --prompt, which exclude each other. `what` comes after the prompt: "text" or "query"."""
+    """Add --prompt-name and --prompt, which exclude each other; `what` is what they apply to: "text" or "query"."""
     group = parser.add_mutually_exclusive_group()
     target = "each text" if what == "text" else "the query"
     default = "the model's default prompt" if what == "text" else 'the prompt named "query"'
@@ -326,7 +331,7 @@ def add_input_options(
     Args:
         parser: the parser of the command.
         too_long: which texts are too long, for the help text.
-        jobs: whether the command may be a job, which skips by default.
+        jobs: whether the command can run as a job; jobs skip texts with an error by default.
     """
     parser.add_argument(
         "files",
@@ -363,8 +368,8 @@ def add_input_options(
         metavar="FILE",
         help="with --on-error skip, list the skipped texts and files in this file, as JSON lines with the fields "
         "`path`, `line` (absent for a whole file) and `error`, and for a chunk (see --chunk) also `chunk`, `start` and "
-        "`end`; the list of an earlier run is removed first. Without this option, one line on stderr says how "
-        "many there were",
+        "`end`; the list of an earlier run is removed first. Unless --quiet is set, one line on stderr also says how "
+        "many there are",
     )
     parser.add_argument(
         "--quiet",
@@ -395,8 +400,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=text_argument,
         metavar="TEMPLATE",
         help="make the text from several fields: '{title}: {doc.body}' inserts the value of the field `title`, then "
-        "that of the field `body` of the object `doc`; numbers are written as in JSON, a missing or null field is an "
-        "error, and {{ and }} stand for braces. Instead of --text-field",
+        "the value of the field `body` in the object `doc`; numbers are written as in JSON, a missing or null field is "
+        "an error, and {{ and }} stand for braces. Replaces --text-field",
     )
     parser.add_argument(
         "--where",
@@ -407,7 +412,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         help="use only records whose FIELD equals VALUE. With != instead of =, FIELD must differ from VALUE; with <, "
         "<=, > or >=, it must be a number for which that comparison with VALUE is true. A missing field counts as "
         "null. Numbers are compared by value, and anything else as written, ignoring white space around VALUE. May be "
-        "repeated: all must hold",
+        "repeated: a record must satisfy all conditions",
     )
     parser.add_argument(
         "--delimiter",
@@ -499,7 +504,7 @@ def refuse_delimiter(inputs: Iterable[Source], delimiter: str | None) -> None:
 
 
 def fields_of(args: argparse.Namespace) -> Fields:
-    """Return which fields of a record the options name.
+    """Return the fields and conditions that --text-field, --template, --id-field and --where name.
 
     Raises:
         InputError: --template or --where is not valid.
@@ -510,10 +515,10 @@ def fields_of(args: argparse.Namespace) -> Fields:
 
 
 def refuse_fields(args: argparse.Namespace, inputs: Sequence[Source]) -> None:
-    """Refuse options about fields that an input does not have, or that do not fit each other.
+    """Refuse options about fields that do not fit the inputs or each other.
 
     Raises:
-        InputError: there is such an option, or it is not valid.
+        InputError: an option is refused, or --template or --where is not valid.
     """
     fields_of(args)
     refuse_field(inputs, args.text_field)
@@ -557,7 +562,7 @@ def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-fie
     """Refuse a field name given with --text-field, or with the option `option`, if no input has named fields.
 
     Raises:
-        InputError: `field` is not the default, "text", and no input is JSON lines, CSV or TSV.
+        InputError: `field` is not the default, "text", and no input is JSON lines, CSV, TSV or Parquet.
     """
     if field != "text" and not any(each.format in _WITH_FIELDS for each in inputs):
         raise InputError(
@@ -586,7 +591,7 @@ def open_splitter(
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --as, which says which published model a folder holds; `what` says which of its facts."""
+    """Add --as, which names the published model that a folder holds; in the help, `what` comes before "used"."""
     parser.add_argument(
         "--as",
         dest="known_as",
@@ -654,7 +659,7 @@ def open_reranker(args: argparse.Namespace) -> "Reranker":
 
 
 def open_second_reranker(args: argparse.Namespace, model: str) -> "Reranker":
-    """Load the reranker `model`, for a command whose model options are mainly those of an embedding model.
+    """Load the reranker `model`, for a command whose model options are mainly for an embedding model.
 
     Of the model options, only --device, --dtype, --quantize and --local-files-only apply to the reranker too.
     """

@@ -43,7 +43,7 @@ _FORMAT_OF = {
 
 
 def is_packed(ending: str) -> bool:
-    """Return whether an extension, without its dot, is that of a packed file."""
+    """Return whether an extension, without its dot, belongs to a compressed file."""
     return ending in _PACKED
 
 
@@ -51,7 +51,7 @@ def check_extension(path: str | None, written: str, by: str) -> None:
     """Check that an output's extension does not name a format other than the one that is written.
 
     Args:
-        path: the output; None for no output, which passes.
+        path: the output, or None for no output; None and streams pass.
         written: the format that is written: jsonl, safetensors or npy.
         by: the option that decides the format, for the message.
 
@@ -69,7 +69,7 @@ def open_output(path: str) -> Iterator[BinaryIO]:
     """Yield a byte stream for an output; a file appears, or is replaced, only if the block ends without an error.
 
     Raises:
-        InputError: the output cannot be opened.
+        InputError: the output cannot be opened or, if it is a file, cannot be synced or renamed.
     """
     from lastword.weights.files.atomic import name_write_errors, replace_file
 

@@ -137,8 +137,8 @@ class Parser(argparse.ArgumentParser):
         return None
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # argparse calls this once for each occurrence of an option and keeps the last value. For a setting that is
-        # useful: a shell alias can give a default. For a file it is an error, or the first file would be ignored.
+        # argparse calls this once for each occurrence of an option and keeps the last value. For a setting, that is
+        # useful: a shell alias can give a default. A second file is an error, because the first would be ignored.
         if action.type is options.path_argument and isinstance(action, argparse._StoreAction):
             if action.option_strings and action in self._given:
                 name = argparse.ArgumentError(action, "").argument_name

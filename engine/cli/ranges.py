@@ -16,7 +16,7 @@ from torch import Tensor
 from lastword.cli.console import put
 from lastword.errors import InputError, count
 
-_MOST_BYTES = 1 << 26  # of an accepted file; two numbers per dimension are far fewer bytes
+_MOST_BYTES = 1 << 26  # of an accepted file; two numbers per dimension take far fewer bytes
 
 
 class Ranges:

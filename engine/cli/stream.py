@@ -40,7 +40,8 @@ def embed_records(
             text ends the run.
         meter: counts the bytes read, for the progress bar.
         show: whether to show a progress bar; it counts bytes if the size of all inputs is known, else texts.
-        advance: called with these numbers instead, to advance the caller's own bar.
+        advance: called with the number of bytes or texts done since its last call, to advance the caller's own bar;
+            no bar is then shown here.
         on_rows: as for `Embedder.encode_groups`.
         options: options of `Embedder.encode_groups`.
 
@@ -70,7 +71,7 @@ def embed_records(
             waiting.name_place(error)
             raise
         finally:
-            # The files of the inputs are closed now, not when the garbage collector comes to it.
+            # Close the input files now, not only when the garbage collector runs.
             for each in (groups, records):
                 if isinstance(each, Generator):
                     each.close()
@@ -124,8 +125,8 @@ class _Waiting:
 class _Progress:
     """Advances a progress bar by texts or, with a meter, by bytes of input.
 
-    Within a group, texts are embedded in another order than they are read, so the bytes are an estimate: the bytes
-    read so far, times the share of the texts read so far that are embedded.
+    Within a group, texts are not embedded in the order in which they are read, so the bytes are an estimate: the bytes
+    read so far, times the embedded share of the texts read so far.
     """
 
     def __init__(self, advance: Callable[[int], None], meter: Meter | None) -> None:

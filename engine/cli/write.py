@@ -126,7 +126,7 @@ class Matrix:
 
 
 class Places:
-    """Writes OUT.rows.jsonl: for each vector of a binary file, the place and id of its text and, for a chunk, its text.
+    """Writes OUT.rows.jsonl: per vector of a binary file, the place and id of its text; for a chunk, also the text.
 
     Args:
         stream: the output.

@@ -1,7 +1,7 @@
 """Score models on mteb's benchmarks. mteb provides tasks, instructions and metrics; lastword, vectors and scores.
 
-This package is an entry point: it uses only the public `Embedder` and `Reranker`. mteb is imported only when `evaluate`
-runs.
+This package is an entry point: it runs models only through the public `Embedder` and `Reranker`. mteb is imported only
+when `evaluate` runs.
 """
 
 from lastword.evaluate.evaluation import BenchmarkScore, Evaluation, evaluate

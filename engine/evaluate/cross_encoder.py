@@ -14,14 +14,15 @@ from mteb.models.model_meta import ModelMeta
 from lastword.evaluate.encoder import known_meta, qualified_name, settings_meta
 from lastword.reranker import Reranker
 
-# Most pairs in one call, so that a query's documents are scored together whatever mteb's batch size is.
+# Maximum pairs in one call: many, so that a query's documents are scored together whatever mteb's batch size is.
 _PAIRS_AT_ONCE = 4096
 
 
 class LastwordCrossEncoder:
     """An mteb cross-encoder that computes its scores with a Reranker.
 
-    The scores are those of `Reranker.predict`, not log-odds: some of mteb's metrics depend on more than the order.
+    The scores are those of `Reranker.predict`, activation included, because some of mteb's metrics depend on more than
+    the order.
 
     Args:
         reranker: the model.
@@ -48,7 +49,7 @@ class LastwordCrossEncoder:
         self._meta = meta
 
     def instruction(self, task_metadata: Any) -> str | None:
-        """Return a task's instruction; None if it has none, which selects the reranker's own."""
+        """Return a task's instruction; if it has none, return None, which selects the reranker's own."""
         prompt = task_metadata.prompt
         if isinstance(prompt, dict):
             prompt = prompt.get("query")
@@ -68,8 +69,8 @@ class LastwordCrossEncoder:
     ) -> Any:
         """Score the i-th query of `inputs1` with the i-th document of `inputs2`, for every i; return [N], fp32.
 
-        Each batch in the inputs is a mapping with a list of texts, "text". If queries have their own instructions, it
-        also has the lists "instruction" and "query", and "text" combines the two.
+        Each batch in the inputs is a mapping with a list of texts, "text". If its queries have their own instructions,
+        a batch also has the lists "instruction" and "query", and "text" combines the two.
         """
         usual = self.instruction(task_metadata)
         documents = (text for batch in inputs2 for text in batch["text"])

@@ -139,7 +139,7 @@ def settings_meta(
 
 
 def qualified_name(name: str) -> str:
-    """Return a name in the form owner/name, which mteb requires; a folder becomes local/NAME."""
+    """Return a name in the form owner/name, which mteb requires; any other name or path becomes local/NAME."""
     parts = name.rstrip("/").split("/")
     return (
         name if len(parts) == 2 and all(part.strip(".") for part in parts) else f"local/{parts[-1]}"

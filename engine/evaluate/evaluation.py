@@ -20,7 +20,7 @@ from lastword.reranker import Reranker
 from lastword.reranker_info import is_reranker, reranker_options
 from lastword.weights import CHAT_TEMPLATE, locate
 
-# Number of texts that mteb passes in one call; lastword forms its own batches, by tokens.
+# Number of texts in each batch that mteb passes; lastword forms its own batches, by tokens.
 _TEXTS_AT_ONCE = 1024
 
 
@@ -64,9 +64,9 @@ def evaluate(
     """Run the mteb tasks that have no result yet, and return all scores. A failed task does not stop the others.
 
     Args:
-        model: Hugging Face id or folder of an embedding model or a reranker. A reranker runs the mteb tasks that give
-            it documents to sort.
-        tasks: names of mteb tasks, or mteb task objects. Only for names is it checked first that data are available.
+        model: Hugging Face id or folder of an embedding model or a reranker. A reranker can run the mteb tasks that
+            give it documents to sort.
+        tasks: names of mteb tasks, or mteb task objects. For objects, it is not checked first that data are available.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the saved results with the benchmark scores on the model card.
         known_as: Hugging Face id of the published model whose instructions and model card are used; by default `model`
@@ -79,7 +79,7 @@ def evaluate(
         The scores and failures of the tasks, and the scores of the benchmarks.
 
     Raises:
-        ConfigError: a name is unknown, or mteb is missing.
+        ConfigError: a name is unknown, there is nothing to do, or mteb is missing.
         InputError: the data of a task are not available.
     """
     tables = published_scores()

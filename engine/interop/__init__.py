@@ -1,8 +1,8 @@
 """Adapters for libraries that use an embedding model or a reranker: LangChain, LlamaIndex and Ray Data.
 
-The other modules of this package are entry points, which use only the public `Embedder` and `Reranker`. `langchain` and
-`llama_index` import their library, which must be installed; `ray` imports none. This module has what they share: it
-opens a model, embeds documents and queries, and computes the fingerprint that identifies vectors.
+The other modules of this package are entry points, which run models only through the public `Embedder` and `Reranker`.
+`langchain` and `llama_index` import their library, which must be installed; `ray` does not import Ray. This module has
+what they share: it opens a model, embeds documents and queries, and computes the fingerprint that identifies vectors.
 """
 
 import os
@@ -64,7 +64,7 @@ def embed_documents(embedder: Embedder, texts: Iterable[str]) -> list[list[float
     """Return the vector of each text, as `Embedder.encode_document` computes it.
 
     Raises:
-        InputError: `texts` is not a list or an iterator of texts, such as a single str, or a text cannot be embedded.
+        InputError: `texts` is not a list or an iterator of texts (a str is neither), or a text cannot be embedded.
     """
     prompt = embedder.resolve_prompt(kind="document")
     return [vector.tolist() for vector in embedder.encode_stream(texts, prompt=prompt)]

@@ -82,11 +82,11 @@ class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
         return await self.store.aget(self._key(key), collection)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
-        """Return all entries, those of other models too, by their full keys (fingerprint and text)."""
+        """Return all entries, including those of other models, by their full keys (fingerprint and text)."""
         return self.store.get_all(collection)
 
     async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
-        """Return all entries, those of other models too, by their full keys (fingerprint and text)."""
+        """Return all entries, including those of other models, by their full keys (fingerprint and text)."""
         return await self.store.aget_all(collection)
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:

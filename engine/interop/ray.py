@@ -21,8 +21,8 @@ from lastword.weights import tensor_bytes
 class EmbedBatch:
     """A callable class for `ray.data.Dataset.map_batches` that adds a column of vectors to each batch.
 
-    A batch of NumPy columns (Ray Data's default) receives a matrix [rows, dim], an Arrow table a column of lists of
-    fixed size.
+    A batch of NumPy columns (Ray Data's default) gets a matrix with one row per text; an Arrow table gets a column of
+    lists of fixed size.
 
     Args:
         model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
@@ -57,14 +57,14 @@ class EmbedBatch:
         }
 
     def __call__(self, batch: Any) -> Any:
-        """Return a batch with the column of vectors added; the other columns are those of `batch`.
+        """Return the batch with the column of vectors added; `batch` itself is not changed.
 
         Args:
             batch: columns by name, or an Arrow table.
 
         Raises:
-            InputError: the batch is neither, has no such text column or already has the new column, or a text cannot be
-                embedded.
+            InputError: the batch is neither of these, lacks the text column or already has the new column; or a text
+                cannot be embedded.
         """
         if isinstance(batch, Mapping):
             self._check(list(batch))

@@ -18,7 +18,7 @@ from lastword.model.qwen3 import Model
 
 
 def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tuple[int, ...]:
-    """Return `layers` as numbers from 0 to L = `num_layers`. None means all; negative numbers count from the end.
+    """Return `layers` as numbers from 0 to L = `num_layers`; None means all, and negative numbers count from the end.
 
     Raises:
         ConfigError: a layer does not exist, or `layers` is empty or not an ordered collection of integers.
@@ -32,7 +32,7 @@ def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tu
     except TypeError:  # a single number, too, cannot be iterated over
         given = ()
     if not given:
-        what = "none is named" if isinstance(layers, list | tuple) else "no list of layers"
+        what = "none is named" if isinstance(layers, list | tuple) else "not a list of layers"
         raise ConfigError("layers", what, got=short_repr(layers), expected=expected)
     expected, what = f"0 to {num_layers}, or negative from the end", "no such layer"
     low = -len(numbers)

@@ -62,7 +62,7 @@ class Batch:
 
 
 class Layer:
-    """One decoder layer. The last layer has separate projections for queries and for keys and values."""
+    """One decoder layer; the last has one projection for queries, and another for keys and values together."""
 
     def __init__(
         self, weights: LayerWeights, config: ModelConfig, number: int, *, quantize: str | None
@@ -98,7 +98,7 @@ class Layer:
         return self.down(self.gate_up(x))
 
     def forward(self, x: MatmulInput, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C], from `add_norm`, to the MLP's output [T, C]; add attention's output to `residual` in place."""
+        """Map normalised x [T, C] to the MLP's output [T, C]; add attention's output to `residual` in place."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
@@ -108,7 +108,7 @@ class Layer:
         return self._mlp(attended, residual)
 
     def forward_last(self, x: Tensor, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the MLP's output [N', C] of the last-token rows.
+        """Map normalised x [T, C] to the MLP's output [N', C] of the last-token rows.
 
         The output of attention is added to `residual` [N', C] in place.
         """

@@ -28,7 +28,7 @@ class VectorFormat:
         normalize: whether to scale the vector to length 1.
         precision: one of `PRECISIONS`.
         ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required): a
-            tensor, an array or two lists. It is stored as an fp32 tensor on the CPU.
+            tensor, an array or two lists. They are stored as an fp32 tensor on the CPU.
 
     Raises:
         ConfigError: the precision is unknown or does not fit `dim` and `ranges`.
@@ -86,7 +86,11 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
 
 
 def _check_ranges(ranges: object, dim: int) -> Tensor:
-    """Return ranges as [2, dim], fp32, on the CPU; ConfigError unless finite and lower bounds are below upper ones."""
+    """Return ranges as [2, dim], fp32, on the CPU.
+
+    Raises:
+        ConfigError: the ranges are not finite numbers [2, dim], or an upper bound does not exceed its lower bound.
+    """
     bounds = as_numbers(ranges)
     if bounds is None:
         what, expected = "not numbers", f"a [2, {dim}] tensor, array or list"
@@ -106,7 +110,7 @@ def _check_ranges(ranges: object, dim: int) -> Tensor:
 
 
 def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
-    """Keep the first `dim` dimensions and scale to length 1: v = s[:dim] / ‖s[:dim]‖.
+    """Keep the first `dim` dimensions and, with `normalize`, scale to length 1: v = s[:dim] / ‖s[:dim]‖.
 
     Args:
         states: [N, C], any float dtype.
@@ -163,7 +167,7 @@ def to_precision(vectors: Tensor, precision: str, ranges: Tensor | None = None) 
     * float32, float16: the values themselves.
     * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.
     * int8 with ranges: round((v − middle) / step) with step = (upper − lower) / 254, clamped to ±127. If the ranges
-      are the same in every dimension, codes can be compared by integer dot product.
+      are symmetric about 0 and the same in every dimension, codes can be compared by integer dot product.
     * uint8: int8 with ranges, plus 128.
     * ubinary: one bit per dimension, v > 0; eight bits per uint8, the first dimension in the highest bit.
     * binary: the byte of ubinary minus 128, as int8. Compare binary and ubinary vectors by Hamming distance.

@@ -24,7 +24,7 @@ _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device; by default a GPU, or the CPU if there is none.
 
-    "cuda" means this thread's current GPU. The returned device has a number, because each thread has a current GPU of
+    "cuda" means this thread's current GPU. A GPU is returned with its number, because each thread has a current GPU of
     its own.
 
     Raises:
@@ -169,7 +169,7 @@ def check_quantized_layers(quantize: str | None, layers: int) -> None:
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Return what a fingerprint says of quantisation: the mode, and what its rounding depends on; None for no mode."""
+    """Return what a fingerprint says about quantisation: the mode, and what rounding depends on; None for no mode."""
     if quantize == "int8":
         return [quantize, activation_levels(), "smoothed"]
     return None if quantize is None else [quantize, str(fp8_format(device))]

@@ -4,7 +4,7 @@
 
 `run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when the
 batch finishes. The other methods are thin wrappers: `matrices` restores the order, adds up counts and raises errors;
-`results` yields one item at a time; `plan` only counts.
+`results` yields one item's result at a time; `plan` only counts.
 """
 
 import os
@@ -148,12 +148,12 @@ class Loop:
         """Yield one matrix per group of texts with one row per text, in the caller's order.
 
         Args:
-            texts: read only by the caller's thread, a few groups ahead.
+            texts: read only by the caller's thread, several groups ahead.
             options: the settings of the call.
             report: a group's counts are added to it when the caller takes the group's matrix.
             advance: called with the number of texts of each finished batch.
             task: as for `run`.
-            ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
+            ahead: whether to compute in a background thread while the caller uses a matrix, if the runner allows it.
 
         Raises:
             InputError: a text cannot be embedded; the error gives its index. It is raised after the matrices of all

@@ -63,7 +63,7 @@ class BatchBudget:
     def lower(self, tokens: int) -> None:
         """Set the current maximum to half of `tokens`, the size of a batch that ran out of memory; warn the first time.
 
-        A batch larger than the current maximum changes nothing, since it was planned before the maximum fell.
+        A batch larger than the current maximum is only counted, since it was planned before the maximum fell.
         """
         self.failures += 1
         if tokens > self.tokens:

@@ -153,7 +153,7 @@ def _warn_of_unproved_kernels() -> None:
 
 @contextmanager
 def _hold_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the `with` block. Outside the main thread, which gets all signals, do nothing."""
+    """Delay Ctrl-C until the end of the `with` block. Outside the main thread, which gets all signals, do nothing."""
     if current_thread() is not main_thread():
         yield
         return
@@ -223,7 +223,7 @@ class _Worker:
             The future of the answer.
 
         Raises:
-            DeviceError: the worker accepts no more orders. So none follows the end mark that `stop` queues.
+            DeviceError: the worker accepts no more orders, so that none follows the end mark that `stop` queues.
         """
         answer: Future[Any] = Future()
         with self._lock:
@@ -248,7 +248,7 @@ class _Worker:
             self._process.wait()
 
     def join(self) -> None:
-        """Wait until both threads have ended: one still inside PyTorch when Python exits would abort the process."""
+        """Wait, up to a timeout, until both threads have ended: one inside PyTorch at exit would abort the process."""
         # The garbage collector may run this in one of the two threads, which cannot wait for itself.
         if current_thread() not in (self._receiver, self._sender):
             self._sender.join(_SECONDS_TO_END)

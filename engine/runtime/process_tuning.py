@@ -20,8 +20,8 @@ from lastword.errors import DeviceError, LastwordWarning
 # batches (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
 # While loading, larger freed blocks go back to the system. If they were kept, memory would be fragmented, with holes of
-# half a model in total (bench/LOG.md, 2026-11-27). This is glibc's own default; with 1 MB, the holes between the small
-# matrices of a small model were still half of it (2026-11-30).
+# half a model in total (bench/LOG.md, 2026-11-27). This is glibc's own default. With 1 MB, the holes between the small
+# matrices of a small model were still half the size of the model (2026-11-30).
 _LOADING_BYTES = 128 << 10
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -68,7 +68,7 @@ def prepare_threads(device: torch.device) -> None:
 
 @contextmanager
 def tune_for_loading() -> Iterator[None]:
-    """During the `with` block, return freed blocks of over 128 kB to the system; then call `keep_blocks`."""
+    """Set the variables; in the `with` block, return freed blocks of over 128 kB to the system; then `keep_blocks`."""
     set_variables()
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
     try:

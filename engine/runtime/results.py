@@ -54,7 +54,7 @@ class Item:
         tag: any object; it is returned with the result, and names the text in errors.
         ids: the text's token ids, with its prompt.
         prompt: the prompt's token ids, if the model may keep the prompt's keys and values, else ().
-        format: the requested format of the vector; None if the loop is given one task for all items.
+        format: the requested format of the vector; None only for a refused text.
         cut: whether the text was cut to max_length.
     """
 
@@ -66,7 +66,7 @@ class Item:
 
     @property
     def room(self) -> int:
-        """Most tokens that the item takes of a batch's budget: the tokens of its prompt that are kept take none."""
+        """Maximum tokens that the item takes of a batch's budget; the prompt's kept tokens take none."""
         kept = used_prompt(self.ids, self.prompt)[1] if self.prompt else 0
         return len(self.ids) - kept
 

@@ -174,7 +174,7 @@ class Runner(Protocol):
         """
 
     def close(self) -> None:
-        """Free the model, including that of worker processes. Starting a batch then raises DeviceError."""
+        """Free the model, also in worker processes. Starting a batch then raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)

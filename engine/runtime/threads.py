@@ -1,9 +1,9 @@
 """Background threads that work ahead of the caller: in order, bounded, no exception lost and no thread left behind.
 
 Only the caller's thread reads the input. When the results are no longer needed, a thread ends after its current piece
-of work. The caller does not wait for that, because the thread may be waiting for a device. When Python exits, threads
-get a few seconds to end, since a thread still inside PyTorch would abort the process. This module knows nothing about
-texts.
+of work. The caller does not wait for that, because the thread may be waiting for a device. When Python exits, computing
+threads get a few seconds to end, since a thread still inside PyTorch would abort the process. This module knows nothing
+about texts.
 """
 
 import atexit
@@ -177,7 +177,7 @@ def is_abandoned() -> bool:
 def _preparation_thread(
     is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread; at the end, work in progress is `is_abandoned` and work not yet begun is dropped."""
+    """Yield a pool of one thread; at the end, `is_abandoned` becomes True in it, and work not yet begun is dropped."""
     stopped = Event()
     thread = ThreadPoolExecutor(
         1, "lastword-prepare", initializer=setattr, initargs=(_here, "stopped", stopped)
@@ -192,7 +192,7 @@ def _preparation_thread(
 
 @atexit.register
 def _end_all() -> None:
-    """End all threads when Python exits, before PyTorch is unloaded."""
+    """End the computing threads when Python exits, before PyTorch is unloaded; wait for them up to a deadline."""
     deadline = time.monotonic() + _SECONDS_AT_END
     running = list(_running)
     for each in running:

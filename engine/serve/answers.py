@@ -22,8 +22,8 @@ class Answer:
     Args:
         vectors: [N, dim], fp32.
         prepared: the request's texts as token ids.
-        computed: this request's share of the tokens computed. The texts of a batch share its tokens in proportion to
-            their lengths.
+        computed: this request's share of the tokens computed. The tokens of a batch are divided among its texts in
+            proportion to the texts' lengths.
         space: fingerprint of the vector space; only vectors of the same space can be compared.
         model: name of the model.
         similarity: the model's similarity function.

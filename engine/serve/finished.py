@@ -5,9 +5,9 @@ from collections import deque
 
 
 class Finished:
-    """Futures to complete in the event loop. It is woken for the first of them, and completes all that came since.
+    """Futures to complete in the event loop, which is woken for the first one and then completes all added since.
 
-    Waking the loop for each would cost a system call, in which the device's thread gives up the interpreter.
+    Waking the loop for each future would cost a system call, in which the device's thread gives up the interpreter.
     """
 
     def __init__(self) -> None:
@@ -15,9 +15,9 @@ class Finished:
         self._woken = False
 
     def add(self, future: "asyncio.Future[None]") -> None:
-        """Have a future completed; called in any thread."""
+        """Have the event loop complete a future; may be called in any thread."""
         self._futures.append(future)
-        if not self._woken:  # if True, the loop has still to empty the deque
+        if not self._woken:  # if True, the loop has yet to empty the deque
             self._woken = True
             future.get_loop().call_soon_threadsafe(self._complete)
 

@@ -17,7 +17,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-# Why a request failed, by HTTP status, in TEI's words where it has one. Any other 4xx is "validation", 5xx "inference".
+# Why a request failed, by HTTP status, in TEI's words if it has any. Any other 4xx is "validation", 5xx "inference".
 _FAILURES = {"401": "unauthorized", "429": "overloaded", "499": "dropped", "503": "unavailable"}
 
 
@@ -63,7 +63,7 @@ class Metrics(Collector):
         self.batch_tokens.observe(tokens)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the current values. Their type is `unknown`: to the name of a counter, `_total` would be added."""
+        """Yield the current values, with the type `unknown`, since a counter's name would get `_total` at its end."""
         yield from self._collect_requests()
         service = self._service
         backends, device, report = service.backends, service.device, Report()

@@ -137,13 +137,13 @@ class Service:
 
     @property
     def backends(self) -> "tuple[Service | Reranking, ...]":
-        """What has a model, a queue and a thread: this service for the embedding model, then the reranker."""
+        """The objects with a model, a queue and a thread: this service for the embedding model, then the reranker."""
         if self.reranking is None:
             return (self,)
         return (self.reranking,) if self.only_reranks else (self, self.reranking)
 
     def backend(self, path: str, *, reranks: bool) -> "Service | Reranking":
-        """Return what computes the answers of a path.
+        """Return the object that computes the answers of a path: this service or its reranker.
 
         Raises:
             ServeError: the path needs a kind of model that is not served, or the server is not ready.

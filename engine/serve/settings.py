@@ -26,7 +26,7 @@ class Limits:
         interactive_tokens: requests of at most this many tokens go ahead of larger ones.
         body_seconds: seconds a client may take to send a request, or leave a connection idle.
         request_seconds: seconds a request may spend in the queue and on the device.
-        drain_seconds: after SIGTERM, seconds to answer the requests that were accepted.
+        drain_seconds: after SIGTERM or Ctrl-C, seconds to answer the requests that were accepted.
     """
 
     max_body_bytes: int = 8 << 20

@@ -28,7 +28,8 @@ class EmbedCall:
         kind: the protocol's `input_type` or `task`: a word for query or document, or the name of a prompt.
         dim: number of leading dimensions to keep; None keeps all.
         normalize: scale vectors to length 1 even if the model does not.
-        refuse_unnormalized: whether to refuse the request, which wants unscaled vectors, if the model scales vectors.
+        refuse_unnormalized: whether to refuse the request if its vectors would have length 1, because it asks for
+            vectors that are not scaled.
         truncate: whether to cut texts that are too long; None for the server's setting.
         side: the end to cut off, "left" or "right"; None for the tokenizer's setting.
         max_tokens: most tokens per text; None for no limit but the model's own, which always applies.
@@ -77,7 +78,7 @@ class Prepared:
         return [index for index, cut in enumerate(self.cut) if cut]
 
     def headers(self, computed: int) -> dict[str, str]:
-        """Return headers that list the texts that were cut and count tokens, computed tokens and unknown texts."""
+        """Return headers that list the cut texts, and count tokens, computed tokens and texts with unknown words."""
         cut = self.cut_places
         listed = ",".join(map(str, cut[:100])) + (",..." if len(cut) > 100 else "")
         return {
@@ -111,7 +112,7 @@ class Preparer:
         try:
             wanted = info.vector_format(call.dim, normalize_embeddings=call.normalize)
         except LastwordError as error:
-            # The request's name for it.
+            # A request calls it `dimensions`.
             error.where = error.where.replace("truncate_dim", "dimensions")
             raise from_lastword(error, "dimensions") from None
         if call.refuse_unnormalized and wanted.normalize:
@@ -229,7 +230,8 @@ def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
     """Return the inputs of a body as a list of texts, or as the token ids of each text.
 
     Raises:
-        ServeError: `value` is none of these: a text, a list of texts, token ids, a list of lists of token ids.
+        ServeError: `value` is an empty list, or none of these: a text, a list of texts, token ids, a list of lists of
+            token ids.
     """
     if isinstance(value, str):
         return [value]

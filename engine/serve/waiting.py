@@ -32,7 +32,7 @@ class Job:
     Args:
         owner: the client; clients take turns.
         prepared: the texts of the request.
-        done: called in the device's thread once every text has a result.
+        done: called once every text has a result. The server's queue calls it in the device's thread.
     """
 
     def __init__(self, owner: str, prepared: Prepared, done: Callable[[], object]) -> None:
@@ -86,8 +86,8 @@ class Lane:
     def __init__(self) -> None:
         self._owners: dict[str, dict[int, WaitingText]] = {}  # per client, in order of arrival
         self._given: dict[str, float] = {}  # tokens given to each client
-        # Tokens that the client served last had been given before. A new client starts with this number; with 0, it
-        # would be served alone until it had caught up with the others.
+        # The tokens that the client served last had been given until then. A new client starts with this number; with
+        # 0, it would be served alone until it had caught up with the others.
         self._floor = 0.0
 
     def __bool__(self) -> bool:
@@ -131,8 +131,8 @@ class Lane:
 class WaitingTexts:
     """The queue that `Loop.results` reads; safe to use from several threads.
 
-    A group ends before the text with which it would be more than one batch: that text would be a batch almost by
-    itself, and a small request that arrives meanwhile can be in the next group.
+    A group ends before the first text for which it would need a second batch: that batch would be almost empty, and a
+    small request that arrives meanwhile can be in the next group.
 
     Args:
         interactive_tokens: jobs of at most this many tokens go ahead of larger ones.
@@ -177,7 +177,7 @@ class WaitingTexts:
             return True
 
     def cancel(self, job: Job) -> None:
-        """Let a job wait no longer for its texts.
+        """Make a job stop waiting for its texts.
 
         A text that no other job waits for leaves the queue, unless the device already has it.
         """
@@ -243,7 +243,7 @@ class WaitingTexts:
 
         Args:
             text: the text, which is also the tag of its item in the loop.
-            result: the text's vector, or log-odds for a reranker, or error.
+            result: the text's vector (for a reranker, its log-odds), or its error.
             computed: the text's share of the tokens that its batch computed; it is divided equally among the jobs.
         """
         with self._changed:

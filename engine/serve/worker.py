@@ -105,8 +105,8 @@ def results_with_shares(
 ) -> Iterator[tuple[object, Tensor | Exception, float]]:
     """Yield (tag, tensor or error, share) for each item from a queue, as `Loop.results` does.
 
-    The share is how many tokens the item's batch computed for each token requested; less than 1 if texts of the batch
-    share a beginning. So a text's part of the tokens computed is in proportion to its length.
+    The share is the number of tokens that the item's batch computed, per token requested; it is less than 1 if texts of
+    the batch share a beginning. So a text's part of the tokens computed is in proportion to its length.
 
     Args:
         model: computes the results.
@@ -128,5 +128,5 @@ def results_with_shares(
 
 
 def _moving_average(average: float, value: float) -> float:
-    """Return a moving average, which is 0 before its first value, with one more value."""
+    """Return a moving average with one more value; an average of 0 means that this value is the first."""
     return value if average == 0 else average + _SPEED_WEIGHT * (value - average)

@@ -24,9 +24,9 @@ class Calls:
 
     Args:
         tokenizer: the tokenizer; if it has a template, the calls apply it.
-        known: whether `split_points.py` knows the tokenizer's pipeline. A call into an unknown pipeline could be
-            endless, so it runs in a separate thread, for which the caller waits nine seconds. The thread itself cannot
-            be ended.
+        known: whether `split_points.py` knows the tokenizer's pipeline. Tokenising with an unknown pipeline could be
+            endless, so `ids` and `encode` do it in a separate thread and wait at most nine seconds for each call into
+            the library. The thread itself cannot be ended.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 
 from lastword.errors import ConfigError
 
-# Largest accepted number of characters made of one. Real tokenizers replace a space by one or two characters, or put
+# Largest accepted number of characters made from one. Real tokenizers replace a space by one or two characters, or put
 # one character before a text.
 _MOST = 64
-# Largest number of characters that each normaliser makes of one character, in common scripts.
+# Largest number of characters that each normaliser makes from one character, in common scripts.
 _FORMS = {"NFKC": 4, "NFKD": 4, "NFD": 4, "BertNormalizer": 1, "ByteLevel": 4}
 
 
 def most_characters(normalizer: Any, where: str) -> int:
-    """Return the largest number of characters that a normaliser can make of one character; 1 without a normaliser.
+    """Return the largest number of characters that a normaliser can make from one character; 1 without a normaliser.
 
     Args:
         normalizer: a normaliser of the tokenizers library, or None.

@@ -145,7 +145,7 @@ class Parts:
             start, chars = following, min(2 * chars, PART_CHARS)
 
     def _next(self, text: PromptedText, start: int, stop: int, chars: int) -> tuple[int, int, bool]:
-        """Return where the part from `start` ends, where the next begins, and whether that splits a word."""
+        """Return where the part from `start` ends, where the next begins, and whether the two meet inside a word."""
         if stop - start <= (2 * chars if self._points else self._longest):
             return stop, stop, False
         if self._points is None:
@@ -192,12 +192,12 @@ class Parts:
         return [place for place in places if low < place <= high]
 
     def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
-        """Return where the word around `end` ends, if it is one unknown token even without its rest; else None."""
+        """Return where the word around `end` ends, if it is one unknown token even when cut at `end`; else None."""
         assert self._points is not None
         unknown = self._points.unknown
         if unknown is None:
             return None
-        run = PART_CHARS // 2  # more characters than make a word unknown
+        run = PART_CHARS // 2  # longer than any word that the tokenizer knows
         if not unknown.fullmatch(text.part(end - run, end)):
             return None
         while end < stop:
@@ -225,7 +225,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether `before` ends with a run of `_points.blanks`, which is one word, or without white space."""
+        """Return whether any `_points.blanks` that end `before` are one word: no other white space precedes them."""
         assert self._points is not None
         rest = before.rstrip(self._points.blanks)
         return (

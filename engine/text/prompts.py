@@ -15,7 +15,7 @@ def check_prompts(prompts: object) -> dict[str, str]:
         return {}
     if not isinstance(prompts, Mapping):
         got, expected = type(prompts).__name__, "a dict, as in {'query': 'Query: '}"
-        raise ConfigError("prompts", "not prompts by name", got=got, expected=expected)
+        raise ConfigError("prompts", "not a dict of prompts", got=got, expected=expected)
     for name, prompt in prompts.items():
         if not (isinstance(name, str) and isinstance(prompt, str)):
             what = "not a string" if isinstance(name, str) else "its name is not a string"
@@ -44,7 +44,7 @@ def check_choice(name: object, kind: object, where: str = "prompt_name") -> None
 def choose_prompt(
     prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
 ) -> str:
-    """Return the prompt called `name`; without a name, the prompt for `kind`; without both, the default prompt.
+    """Return the prompt called `name`; without a name, the prompt for `kind`; without either, the default prompt.
 
     As in sentence-transformers, a text with a kind never gets the default prompt.
 

@@ -183,8 +183,8 @@ def _bert_points(contents: Sequence[str], model: Any, *, cjk: bool) -> SplitPoin
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
     unknown = None
     if isinstance(model, models.WordPiece) and not any(content.isalnum() for content in contents):
-        # Normalising makes at least one character of each letter and digit. An added token may take some of them
-        # at either end.
+        # Normalising turns each letter or digit into at least one character. An added token may take some of these
+        # characters at either end.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
     return SplitPoints(anywhere, unknown=unknown)

@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(slots=True)
 class GoodTokens:
-    """Token ids of the texts that can be embedded, by the caller's index in rising order; errors of the other texts."""
+    """Token ids of the texts that can be embedded, by the caller's index, ascending; errors of the other texts."""
 
     ids: dict[int, list[int]] = field(default_factory=dict)
     cut: set[int] = field(default_factory=set)  # indices of the texts cut to max_length
@@ -186,7 +186,7 @@ class TextTokenizer:
         return short and bool(text.strip()) and self.count(text) == 0
 
     def _unknown_word(self, text: str) -> str:
-        """Return the first word of a text that the tokenizer does not know; the text itself if it drops all of it."""
+        """Return a text's first unknown word; the stripped text if all of it is dropped; "" if every word is known."""
         text = text[:_EXAMPLE_PART]
         spans = self._calls.spans(text)
         found = (text[start:stop] for token, start, stop in spans if token == self._unknown)
@@ -346,7 +346,7 @@ class TextTokenizer:
                         good.unknown += 1
                         if (
                             good.unknown == 1
-                        ):  # once per call: a word of the prompt is in every text
+                        ):  # look it up once per call; it may be in the prompt, and so in every text
                             word = self._unknown_word(text) or self._unknown_word(prompt)
                             good.unknown_word = word
         return good

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 class Codes:
-    """The codes of stored vectors.
+    """Turns the codes of stored vectors into vectors, and compares these with queries.
 
-    In a space of vectors of length 1, 8-bit codes and bits give vectors that are scaled to length 1 again.
+    If the vectors had length 1 before they were stored, those made from 8-bit codes or bits have length 1 again.
 
     Args:
-        made: how they were made.
-        unit: whether the vectors that were stored had length 1.
-        name: the model's similarity function.
-        ranges: [2, dim], the ranges of int8 and uint8 codes, or None.
+        made: how the vectors were made.
+        name: the name of the model's similarity function.
+        ranges: [2, dim], the ranges that int8 or uint8 codes were made with; None if there are none.
+        unit: whether the vectors had length 1 before they were stored.
 
     Raises:
-        InputError: the codes cannot be compared by this function.
+        InputError: the codes do not keep the lengths of the vectors, which this similarity function needs.
     """
 
     def __init__(self, made: "Made", name: str, ranges: Tensor | None, *, unit: bool) -> None:
         self._precision, self._unit, self._dim = made.precision, unit, made.dim
         self._where = made.where
-        # The vectors have length 1 already, up to rounding; computing it again would take most of the time.
+        # The vectors have length 1 already, up to rounding; computing the lengths again would take most of the time.
         self._name = "dot" if unit and name == "cosine" else name
         self._step = self._zero = None  # a value is code · step + zero
         if ranges is not None:
@@ -55,7 +55,7 @@ class Codes:
         self._signs = (bits * 2 - 1).float() / made.dim**0.5
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """Return the vectors [n, dim] fp32 of stored codes [n, width]; bits become equal numbers of both signs.
+        """Return fp32 vectors [n, dim] for stored codes [n, width]; a bit becomes +c or -c, with c = 1 / sqrt(dim).
 
         Raises:
             InputError: int8 codes were made with ranges that are not known.
@@ -77,7 +77,7 @@ class Codes:
         return vectors
 
     def _check_scaled(self, codes: Tensor) -> None:
-        """Check int8 codes without ranges: the largest of a vector is 127 or -127, unless the vector is zero.
+        """Check int8 codes without ranges: each vector's largest absolute value is 127, unless the vector is zero.
 
         Raises:
             InputError: a vector was made with ranges that its metadata does not name; the error's `index` is the row.
@@ -86,7 +86,7 @@ class Codes:
         wrong = (largest != 127) & (largest != 0)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
-            what = "made with --ranges by an earlier version of lastword, which did not write down which"
+            what = "made with --ranges by an earlier version of lastword, which did not record the ranges"
             got = f"{int(largest[row])} as the largest of its int8 codes"
             raise InputError(
                 self._where,

@@ -1,7 +1,7 @@
 """Decide which inputs are vectors that `lastword embed` wrote, and open them; everything else is text.
 
-Vectors are: the folder of a job; a .npy, .safetensors or .jsonl file with the metadata of `embed`, in it or beside it;
-a .parquet file with this metadata.
+Vectors are: the folder of a job, or one of its part files; a .npy, .safetensors or .jsonl file with the metadata of
+`embed`, in the file or beside it; a .parquet file with this metadata.
 """
 
 import os
@@ -53,7 +53,7 @@ class Found:
 
 
 class _Opened(NamedTuple):
-    """The folder of a job, of which several parts may be named: its plan and results are read once."""
+    """An opened job: its plan and results are read once, even if several of its part files are named."""
 
     job: Job
     units: Mapping[str, Unit]  # by the names of their files
@@ -61,16 +61,17 @@ class _Opened(NamedTuple):
 
 
 def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
-    """Return the vectors of each argument, each file once; an empty list if no argument is vectors.
+    """Return the vectors that the arguments name, each file once; an empty list if no argument names vectors.
 
     Args:
         given: the paths that the user named.
-        text_field: the field or column that holds the text; if it is the default, that of `embed` is used.
+        text_field: the field or column that holds the text. The default stands for the field or template that `embed`
+            was given.
 
     Raises:
         OSError: some arguments are vectors, and another is a missing file.
-        InputError: some arguments are vectors and others texts, vectors of several spaces are named, or a file is
-            damaged.
+        InputError: some arguments are vectors and others texts, or the vectors differ in space, precision or ranges.
+        LastwordError: a file is damaged; or a job has no finished unit, or a file of it is missing or has changed.
     """
     once = {os.path.realpath(path): path for path in reversed(given)}
     paths = [path for path in given if once.get(os.path.realpath(path)) is path]
@@ -163,7 +164,7 @@ def _open_job(
         part: the name of the only file to open; None for all.
 
     Raises:
-        InputError: none is finished, or a file is missing, damaged or changed.
+        LastwordError: no unit is finished, or a file is missing, damaged or changed.
     """
     where = valid_name(path if part is None else os.path.join(path, part))
     try:
@@ -201,7 +202,7 @@ def _read_job(path: str) -> _Opened:
 
 
 def _text_source(settings: Mapping[str, object], text_field: str) -> TextSource:
-    """Return what makes the texts: the field that the user names or, for the default, what `embed` was told."""
+    """Return what makes the texts: the field that the user names, else what `embed` used; None if it dropped them."""
     if text_field != _TEXT:
         return text_field
     if settings.get("drop_text"):
@@ -221,10 +222,10 @@ def _open_unit(
 
 
 def _check_unit(job: Job, unit: Unit, result: UnitResult) -> None:
-    """Check that the files of a finished unit are as they were written; only those changed later are read.
+    """Check that the files of a finished unit have not changed; only files newer than the unit's record are read.
 
     Raises:
-        InputError: one is missing or has changed.
+        InputError: a file cannot be read or has changed.
     """
     recorded = os.stat(job.folder / "_done" / f"{unit.number:06d}.json").st_mtime_ns
     for name, (size, expected) in result.files.items():

@@ -1,4 +1,4 @@
-"""Read stored vectors of JSON lines, one group of lines at a time."""
+"""Read stored vectors from JSON lines, one group of lines at a time."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,11 @@ class LinesFile:
     Args:
         path: the file.
         made: how the vectors were made.
-        count: the number of vectors that the metadata says; None if it does not say.
-        source: what makes the texts.
+        count: the number of vectors that the file should hold; None if it is not known.
+        source: what makes the texts; None if they are not stored.
         header: whether the first line holds the metadata.
-        places: whether `embed` has added the place to each record; otherwise fields of these names are its own.
+        places: whether `embed` has added the fields of `PLACE` to each record; if not, fields of these names are the
+            record's own.
     """
 
     has_fields = True
@@ -55,7 +56,7 @@ class LinesFile:
         """Yield the stored codes [n, width], in order.
 
         Raises:
-            InputError: a line holds no such vector, or there are more or fewer lines than the metadata says.
+            InputError: a line holds no such vector, or the number of vectors is not `count`.
         """
         row = 0
         self._starts = []
@@ -76,7 +77,7 @@ class LinesFile:
             )
 
     def records(self, rows: Sequence[int]) -> Iterator[Record]:
-        """Yield the record of each of these rows, given in ascending order; `blocks` must have come to its end."""
+        """Yield the record of each of these rows, given in ascending order; first read `blocks` to its end."""
         with open(self.name, "rb") as file:
             for group, members in groupby(rows, lambda row: row // _GROUP):
                 file.seek(self._starts[group])

@@ -29,11 +29,11 @@ class Made:
 
     Args:
         where: the file or folder, for messages.
-        space: the fingerprint of their space.
+        space: the fingerprint of the vectors' space.
         model: the name of the model.
-        dim: their number of dimensions.
-        precision: one of `ELEMENT_TYPES`.
-        ranges: the fingerprint of their ranges, or None.
+        dim: the number of dimensions.
+        precision: a key of `ELEMENT_TYPES`.
+        ranges: the fingerprint of the ranges; None if there are none.
     """
 
     where: str
@@ -48,7 +48,7 @@ class Made:
         """Read the metadata that `embed` wrote.
 
         Raises:
-            InputError: it is damaged, or was written by another version of lastword.
+            InputError: the metadata is damaged or incomplete, or its fingerprints are of another version.
         """
         from lastword.model_info import FINGERPRINT_VERSION
 
@@ -73,7 +73,7 @@ class Made:
         ):
             raise InputError(where, "its metadata is damaged", remedy=_AGAIN)
         if precision == "uint8" and ranges is None:
-            what = "made by an earlier version of lastword, which did not write down its --ranges"
+            what = "made by an earlier version of lastword, which did not record the --ranges"
             raise InputError(where, what, got="uint8 without ranges", remedy=_AGAIN)
         return Made(where, str(texts[0]), str(texts[1]), int(dim), str(precision), ranges)
 
@@ -89,14 +89,14 @@ class Made:
 
     @property
     def in_words(self) -> str:
-        """Their space, model and number of dimensions."""
+        """The vectors' space, model and number of dimensions, in words."""
         return f"space {self.space} of {self.model} with {count(self.dim, 'dimension')}"
 
     def check_alike(self, other: "Made") -> None:
-        """Check that vectors made in the other way can be searched in the same call.
+        """Check that these vectors and the `other` ones can be searched in the same call.
 
         Raises:
-            InputError: they cannot.
+            InputError: their spaces, precisions or ranges differ.
         """
         ranges = (f"ranges {made.ranges or 'none'}" for made in (self, other))
         for what, own, others in (
@@ -117,11 +117,11 @@ class Made:
         """Check that ranges from a file are those that the vectors were made with.
 
         Args:
-            ranges: [2, dim], or None if none are given.
-            path: the file.
+            ranges: [2, dim]; None if none are given.
+            path: the file of the ranges; None if none is given.
 
         Raises:
-            InputError: they are missing, not needed, or others.
+            InputError: the ranges are missing, not needed, or different.
         """
         from lastword.cli.ranges import ranges_fingerprint
 
@@ -138,7 +138,7 @@ class Made:
                 "are not the ranges that the vectors were made with",
                 got=f"ranges {given}",
                 expected=f"{self.ranges or 'none'}, as in {self.where}",
-                remedy="Leave --ranges out." if self.ranges is None else "Name the other file.",
+                remedy="Leave --ranges out." if self.ranges is None else "Name the right file.",
             )
 
     def query_format(self, info: "ModelInfo", dim: int | None) -> QueryFormat:
@@ -149,7 +149,7 @@ class Made:
             dim: the number of dimensions that the user asks for, or None.
 
         Raises:
-            InputError: the model's vectors belong to another space.
+            InputError: `dim` is not the stored vectors', or the model's vectors belong to another space.
         """
         if dim is not None and dim != self.dim:
             expected = f"{self.dim}, as in {self.where}"

@@ -1,4 +1,4 @@
-"""Read stored vectors of .npy and .safetensors files, memory-mapped, and the places of their texts beside them."""
+"""Read stored vectors from .npy and .safetensors files, memory-mapped, and the places of their texts beside them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from lastword.weights.files.header import TensorInfo, read_header
 # Bytes of fp32 vectors that are compared at once; they fit in a core's cache.
 BLOCK_BYTES = 1 << 22
 _DAMAGED = "Embed the texts again."
-_LONGEST = 1 << 28  # bytes of a line that is read
+_LONGEST = 1 << 28  # the most bytes of the first line that are read
 
 
 class MatrixFile:
@@ -29,7 +29,7 @@ class MatrixFile:
     Args:
         path: the file.
         made: how the vectors were made.
-        count: the number of vectors that the metadata says; None if it does not say.
+        count: the number of vectors that the file should hold; None if it is not known.
         rows: the file with the places of the texts; it need not exist.
 
     Raises:
@@ -62,10 +62,10 @@ class MatrixFile:
         yield from in_parts(whole, max(1, BLOCK_BYTES // (4 * self._made.dim)))
 
     def records(self, rows: Sequence[int]) -> Iterator[Record]:
-        """Yield the record of each of these rows, given in ascending order; it has no text unless it is a chunk.
+        """Yield the record of each of these rows, given in ascending order; it has a text only if one is stored.
 
         Raises:
-            InputError: the file of places does not fit the vectors.
+            InputError: the file of places is damaged, or does not fit the vectors.
         """
         if self._rows is None:
             for row in rows:
@@ -94,7 +94,7 @@ class MatrixFile:
         return without_fields(place, text, own_id(fields.get("id")))
 
     def _begins_with_a_text(self) -> bool:
-        """Return whether the texts of chunks are beside the vectors, by the first of them."""
+        """Return whether the file of places holds the texts of chunks, judging by its first line."""
         if self._rows is None:
             return False
         with open(self._rows, "rb") as file:
@@ -143,7 +143,7 @@ def _safetensors(path: str, made: Made) -> TensorInfo:
 
 
 def _without_remedy(error: LastwordError) -> InputError:
-    """Return an error about a file of vectors; the functions that read checkpoints advise to download it again."""
+    """Return the same error with the remedy for a file of vectors: to embed the texts again, not to download it."""
     return InputError(
         error.where, error.what, got=error.got, expected=error.expected, remedy=_DAMAGED
     )

@@ -48,7 +48,7 @@ class Nearest(Generic[Item]):
             InputError: a score is not finite; the error's `index` is the row.
         """
         scores = self._similarity(self._queries, matrix).cpu()  # [Q, n]
-        # The sum is quick; it may also be infinite because it is too large.
+        # The sum is quick to check. It can overflow although every score is finite, so then each score is checked.
         if not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).any(0).nonzero()[0])
             raise InputError(f"row {row}", "the vector is damaged: not finite", index=row)
@@ -66,12 +66,12 @@ class Nearest(Generic[Item]):
         self._position += len(items)
 
     def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the query, the row and the rounded score of each score that may be among the nearest, row by row."""
+        """Return (queries, rows, rounded scores) of all scores that may be among the nearest, query by query."""
         most, (many, rows) = self._most, scores.shape
         near = scores >= self._floors.float()[:, None]
         if rows > most and int(near.count_nonzero()) > many * most:
             last = scores.topk(most, dim=1).values[:, -1]
-            # Rounding may make scores equal that differ by less.
+            # Scores that differ by less may become equal when they are rounded.
             near &= scores >= (last.double() - 10.0**-DECIMALS).float()[:, None]
         queries, places = near.nonzero(as_tuple=True)
         values = scores[queries, places].double().round(decimals=DECIMALS)

@@ -1,4 +1,4 @@
-"""Read stored vectors of Parquet files, one row group at a time. Needs pyarrow."""
+"""Read stored vectors from Parquet files, one row group at a time. Needs pyarrow."""
 
 import ctypes
 import json
@@ -39,7 +39,7 @@ def open_parquet(path: str) -> Any:
 
 
 def parquet_metadata(file: Any) -> dict[str, object]:
-    """Return the metadata that `embed` wrote to an open file; {} for files of others."""
+    """Return the metadata that `embed` wrote to an open file; {} for any other file."""
     try:
         found = json.loads((file.schema_arrow.metadata or {}).get(b"lastword", b"{}"))
     except (ValueError, RecursionError):
@@ -53,8 +53,8 @@ class ParquetVectors:
     Args:
         path: the file.
         made: how the vectors were made.
-        count: the number of vectors that a job's record says; None without a job.
-        source: what makes the texts.
+        count: the number of vectors according to the job's record; None without a job.
+        source: what makes the texts; None if they are not stored.
         columns: the types of the records' fields, as `column_types` gives them; None if they are not known.
 
     Raises:
@@ -104,7 +104,7 @@ class ParquetVectors:
         return str(found[0].name)
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield the stored codes [n, width] of each row group."""
+        """Yield the stored codes [n, width], row group by row group."""
         dtype, width = torch_dtype(self._made.layout.safetensors), self._made.width
         with open_parquet(self.name) as file:
             for group in range(len(self._ends)):
@@ -147,14 +147,14 @@ class ParquetVectors:
         whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
         found = Record(text, path, line, frozenset(fields), whole, chunk, has_text=self.has_texts)
         own = row.get(_ID) if self._columns is None or _ID in self._columns else None
-        if own == found.where:  # there is no field of this name
+        if own == found.where:  # the record has no field `id` of its own
             del fields[_ID]
             whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
             return replace(found, names=frozenset(fields), fields=whole)
         return replace(found, id=own_id(own))
 
     def _fields(self, row: Mapping[str, Any], where: str) -> dict[str, object]:
-        """Return the fields of the record that a row was made of; fields that are null are left out."""
+        """Return the fields of the record that a row was made from; fields that are null are left out."""
         fields: dict[str, object] = {}
         for name, value in row.items():
             known = self._columns is None or name in self._columns
@@ -171,7 +171,7 @@ class ParquetVectors:
 
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    """Return the values of an array without nulls, without a copy."""
+    """Return the values of an Arrow array without nulls, as a tensor that shares the array's memory."""
     buffer = values.buffers()[1]
     size = len(values) * dtype.itemsize
     data = (ctypes.c_ubyte * size).from_address(buffer.address + values.offset * dtype.itemsize)

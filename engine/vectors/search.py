@@ -28,11 +28,11 @@ def search_files(
 
     Args:
         files: the files, in order.
-        codes: the kind of their codes.
+        codes: decodes the vectors of all files, and compares them with the queries.
         queries: [Q, dim] fp32.
         most: the number of vectors for each query.
         where: what is searched, for errors.
-        advance: called with the number of vectors that have been compared.
+        advance: called with the number of vectors compared since its last call.
 
     Raises:
         InputError: there are no vectors, or a file is damaged.

@@ -1,4 +1,4 @@
-"""Records of stored vectors, as `lastword search` prints them, made from what the files say of each vector."""
+"""Records of stored vectors, as `lastword search` prints them, made from the fields stored with each vector."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ def place_of(fields: Mapping[str, object], where: str) -> Place | None:
         where: the place of the record, for errors.
 
     Raises:
-        InputError: a field has another type.
+        InputError: a field has the wrong type, or a chunk has only some of its fields.
     """
     path, *numbers = (fields.get(name) for name in PLACE)
     if path is None:
@@ -54,7 +54,7 @@ def text_in(fields: Mapping[str, object], source: TextSource, where: str) -> str
     """Return the text of a record with these fields; "" if the texts are not stored.
 
     Raises:
-        InputError: a field is missing or has another type.
+        InputError: a field is missing or has the wrong type.
     """
     if isinstance(source, Template):
         return source.fill(fields, where)
@@ -62,5 +62,5 @@ def text_in(fields: Mapping[str, object], source: TextSource, where: str) -> str
 
 
 def own_id(value: object) -> str | int | None:
-    """Return an id that can be shown in place of where a text is: a whole number or a text; else None."""
+    """Return `value` if it can be shown as an id instead of a text's place: an int or a non-empty str; else None."""
     return value if type(value) is int or (isinstance(value, str) and value) else None

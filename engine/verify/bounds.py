@@ -1,9 +1,9 @@
-"""The allowed error of each check: twice transformers' own error, but at least a floor that depends on the dtype.
+"""The allowed errors: for layers and results twice transformers' own error, but at least a floor for each dtype.
 
 Errors are differences from the reference, which transformers computes in a more precise dtype. transformers' own error
-is that of transformers in lastword's dtype. Kernels are usually allowed twice the error of the eager implementation in
-the same dtype. The floor is needed because that error can be 0 by chance. Rounding to bfloat16 (8 significant bits)
-changes a value by up to 2^-8 of it.
+is its error when it computes in lastword's dtype. Kernels are usually allowed twice the error of the eager
+implementation in the same dtype. The floor is needed because that error can be 0 by chance. Rounding to bfloat16 (8
+significant bits) changes a value by up to 2^-8 of it.
 
 With quantised matmuls, the eager implementation is transformers with its matmuls rounded as lastword rounds them
 (`rounding.py`). If the largest value of a row is m times its RMS, rounding the row to n codes on each side of zero has
@@ -46,7 +46,7 @@ class Bounds:
         return max(2 * theirs, self.layer)
 
     def vector_limit(self, theirs: float) -> float:
-        """Return the largest allowed difference from the reference vectors; `theirs` is that of transformers."""
+        """Return the largest allowed difference from the reference vectors; `theirs` is transformers' difference."""
         return max(2 * theirs, self.vector)
 
     def neighbour_limit(self, theirs: float) -> float:
@@ -58,7 +58,7 @@ _BOUNDS = {
     (torch.float32, None): Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.99),
     (torch.bfloat16, None): Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, log_odds=5e-2, overlap=0.9),
     # Other texts in the batch can change the last bit of a value, and so the code to which it is rounded. One changed
-    # code changes many inputs of the next matmul. In a deep model the sum is as large as the rounding error itself.
+    # code changes many inputs of the next matmul. In a deep model these changes add up to about the rounding error.
     (torch.float32, "int8"): Bounds(
         layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.9,
         neighbour_share=1.0, mean_cosine=0.995, min_cosine=0.98,

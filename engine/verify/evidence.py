@@ -140,7 +140,7 @@ def gather(
         advance: called with 1 after each layer that transformers computes, 2·L times in all.
 
     Raises:
-        InputError: there are too many texts.
+        InputError: there are too many texts or tokens.
         ConfigError: transformers' tokenizer gives ids that the model does not have.
     """
     info = embedder.info
@@ -176,7 +176,7 @@ def compute_references(
     mistakes: list[Alternate],
     advance: Callable[[int], None],
 ) -> tuple[ReferenceStates, ReferenceStates, list[Alternate]]:
-    """Compute hidden states with transformers, in the reference dtype with and without mistakes, and in lastword's.
+    """Compute transformers' hidden states: in the reference dtype, with and without mistakes, and in lastword's dtype.
 
     Args:
         info: the model, opened by lastword.
@@ -188,7 +188,7 @@ def compute_references(
         The states in the reference dtype, those in lastword's dtype, and the mistakes with their states.
 
     Raises:
-        InputError: there are too many tokens.
+        InputError: there are too many texts or tokens.
         ConfigError: there is no embedding for a token id.
     """
     folder = info.files.folder

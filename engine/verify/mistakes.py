@@ -94,10 +94,7 @@ def _prompt_problem(evidence: TextEvidence) -> str | None:
 
 
 def alternate_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
-    """Return the known mistake with prompts or templates that would give exactly the token ids that lastword has.
-
-    None if there is none.
-    """
+    """Return in words the prompt or template mistake that gives exactly lastword's wrong token ids; None for none."""
     for alternate in evidence.alternates:
         known = dict(zip(alternate.index, alternate.ids, strict=True))
         both = [i for i in differ if i in known]

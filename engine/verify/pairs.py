@@ -1,7 +1,7 @@
 """The evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
 
-The reference shares neither the template nor the score head with lastword. transformers renders the checkpoint's chat
-template; for a checkpoint without a template for pairs, this module contains that of Qwen3-Reranker. The head is read
+The reference takes neither the template nor the score head from lastword. transformers renders the checkpoint's chat
+template; for a checkpoint without a template for pairs, this module has a copy of Qwen3-Reranker's. The head is read
 from the stored tensors.
 """
 
@@ -121,9 +121,9 @@ class ReferencePairs:
         return [Alternate("template", name, "pair", index, ids) for name, ids in found.items()]
 
     def _parts(self, query: str) -> tuple[str, str, str]:
-        """Return the text of a pair without its document: up to the instruction, from there to the document, after it.
+        """Return a pair's text without its document, in three parts: opening, instruction and query, closing.
 
-        With the checkpoint's own template, the first of the three is "", and the second has all before the document.
+        With the checkpoint's own template, the opening is "", and the second part is all the text before the document.
         """
         if not self._has_template:
             return self._card_parts(query)
@@ -147,7 +147,7 @@ class ReferencePairs:
         return ids
 
     def _read_head(self) -> tuple[str, Tensor, dict[str, Tensor]]:
-        """Return the score head in words, its row ([C], fp64), and the rows that typical mistakes use, by mistake."""
+        """Return the head in words, its row ([C], fp64), and by name the row that each typical mistake uses."""
         tensors = StoredTensors(self._folder)
         config = read_json(self._folder / "config.json", {})
         wrong = {}
@@ -168,7 +168,7 @@ class ReferencePairs:
         return words, row, wrong
 
     def _tokens(self) -> tuple[int, int | None]:
-        """Return two token ids. The score is the logit of the first, minus that of the second unless that is None."""
+        """Return two token ids: the score is the first token's logit, minus the second's unless the second is None."""
         place = next((m["path"] for m in self._modules if m["type"].endswith(".LogitScore")), None)
         if place is not None:
             named = read_json(self._folder / place / "config.json", {})
@@ -194,7 +194,7 @@ def _row(head: Tensor, true: int, false: int | None) -> Tensor:
 class PairEvidence(Evidence):
     """The results of lastword and transformers for a reranker.
 
-    The scores before the sigmoid are vectors of width 1, so that they are compared like those of an embedding model.
+    The scores before the sigmoid are vectors of width 1, so that they are compared like an embedding model's vectors.
     """
 
     noun: ClassVar[str] = "score"
@@ -217,7 +217,7 @@ def gather_pairs(
         advance: called with 1 after each layer that transformers computes, 2·L times in all.
 
     Raises:
-        InputError: a pair cannot be scored, or there are too many.
+        InputError: a pair cannot be scored, or there are too many pairs or tokens.
         ConfigError: transformers' tokenizer gives ids that the model does not have.
     """
     info = reranker.info

@@ -58,7 +58,7 @@ def verify(
         model: Hugging Face id or folder.
         texts: texts to compare besides the built-in ones, as documents; for a reranker, each with a built-in query.
         scores: also run the model card's example in float32, and compare the scores with the card's.
-        known_as: id of the published model whose model card is used; by default `model` or that with the folder's name.
+        known_as: id of the published model whose card is used; by default `model`, or the id for its folder's name.
         reranker: whether the model is a reranker; by default, its files or its name decide.
         accept: names of checks that may fail, provided that all checks run.
         show_progress_bar: whether to show a progress bar; by default only on a terminal.
@@ -99,7 +99,7 @@ def verify(
 
 
 def _opens(folder: Path, verdict: Verdict, *, reranker: bool) -> bool:
-    """Check that lastword can read every file of the folder."""
+    """Check that lastword can read the files that it needs from the folder."""
     try:
         parameters = (_open_reranker if reranker else _open_embedder)(folder)
     except LastwordError as error:

@@ -1,1 +1,1 @@
-"""The Triton kernels, one file per operation, and the tables of their block sizes and resources."""
+"""The Triton kernels, one file per kind of operation, and the tables of their block sizes and resources."""

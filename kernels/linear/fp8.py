@@ -79,7 +79,7 @@ class Fp8Linear:
     There is one scale s per row of x and one scale w per output channel; q rounds to fp8.
 
     Args:
-        weight: [K_out, K_in] bf16 on a GPU (also fp32 on a CPU), both sizes multiples of 16.
+        weight: [K_out, K_in], both sizes multiples of 16; bf16 or, on a CPU only, fp32.
         bias: [K_out] or None.
 
     Called with x [T, K_in], in the dtype of weight or already quantised, the layer returns y [T, K_out], dtype of

@@ -19,10 +19,11 @@ from lastword.kernels.linear.plain import Linear
 # happens if the largest weight is over 11 times the RMS of the channel's weights. Rounding changes normally distributed
 # weights by a share of 0.01.
 MAX_ROUNDING = 0.025
-# Before rounding, each channel of the activations is divided by a factor, so that all channels become about equally
-# large (`model/smoothing.py`). The factor is a power of two near rms^s / (largest weight)^(1 - s) with
-# s = SMOOTHING_SHARE, divided by the geometric mean of this ratio over the channels. SMOOTHING_LIMIT bounds the
-# exponent of the factor. The RMS of a channel is measured on SMOOTHING_TOKENS tokens, without the first of them.
+# Before rounding, each channel of a layer's activations, except the inputs of its output projection, is divided by a
+# factor, so that the channels differ less in size (`engine/model/smoothing.py`). With s = SMOOTHING_SHARE, a channel's
+# ratio is rms^s / (largest weight)^(1 - s). The factor is a power of two near this ratio divided by the geometric mean
+# of all channels' ratios. SMOOTHING_LIMIT bounds the exponent of the factor. The RMS of a channel is measured on
+# SMOOTHING_TOKENS tokens, without the first of them.
 SMOOTHING_TOKENS = 64
 SMOOTHING_SHARE = 0.5
 SMOOTHING_LIMIT = 8
@@ -59,7 +60,7 @@ def activation_levels() -> int:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """Rows of activations in int8: x = (codes − zero) · scale, up to rounding.
+    """Rows of activations as 8-bit codes: x = (codes − zero) · scale, up to rounding.
 
     Args:
         x: [T, K], the rows before rounding, for output channels that are computed in fp32.
@@ -73,7 +74,7 @@ class QuantizedRows:
 
     @staticmethod
     def of(x: Tensor) -> "QuantizedRows":
-        """Round the rows of x [T, K] fp32 to int8."""
+        """Round the rows of x [T, K] fp32 to 8-bit codes."""
         levels = activation_levels()
         scale = _row_scale(x, levels)
         # Adding the code of zero and half a code, then rounding down, takes one pass fewer than rounding to the nearest
@@ -85,15 +86,15 @@ class QuantizedRows:
 class Int8Linear:
     """Linear layer y = x · weightᵀ + bias, computed as s · t · (q(x / s) · q(weight / t)ᵀ) + bias.
 
-    s are the scales of the rows of x, t those of the output channels: the largest absolute value divided by the number
-    of codes on each side of zero.
+    There is one scale s per row of x and one scale t per output channel: the largest absolute value divided by the
+    number of codes on each side of zero.
 
     Args:
         weight: [K_out, K_in] fp32 on a CPU.
         bias: [K_out] fp32 or None.
 
-    Called with x [T, K_in] fp32, the layer returns y [T, K_out] fp32. In the channels computed in int8, row t of y has
-    the same bits whatever the other rows of x are.
+    Called with x [T, K_in] fp32, the layer returns y [T, K_out] fp32. In the channels computed in int8, each row of y
+    has the same bits whatever the other rows of x are.
 
     Numerics:
         Rounds weights to 127 codes on each side of zero, and activations to `activation_levels`. Products and sums are
@@ -145,7 +146,7 @@ class Int8SwigluLinear:
 
 
 def _row_scale(x: Tensor, levels: int) -> Tensor:
-    """Return the largest |x| of each row divided by `levels`, [T, 1]; for a row of zeros a small positive number."""
+    """Return the largest |x| of each row divided by `levels`, [T, 1]; for a row of zeros, a small positive number."""
     # amax and amin are 4 to 20 times as fast as a norm or aminmax over rows (bench/LOG.md, 2026-11-30).
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     return largest.clamp_min_(torch.finfo(x.dtype).tiny * levels).div_(levels)

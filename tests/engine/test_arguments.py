@@ -326,7 +326,7 @@ def test_prompts_of_other_types(tiny_checkpoint: Path) -> None:
     model.prompts["more"] = "More: "
     assert model.prompts == {"other": "Other: ", "more": "More: "}
     for value, where, what in (
-        ([("query", "Q: ")], "prompts", "not prompts by name"),
+        ([("query", "Q: ")], "prompts", "not a dict of prompts"),
         ({"query": 5}, "prompts: 'query'", "not a string"),
         ({5: "Q: "}, "prompts: 5", "its name is not a string"),
     ):

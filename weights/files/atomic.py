@@ -2,7 +2,7 @@
 
 If an error, a full disk or Ctrl-C stops the writing, the unfinished file is removed and an existing file stays
 unchanged. A killed run cannot remove its unfinished file, so the next run that writes the same output does. That run
-recognises unfinished files by their names, which begin with a hash of the output's name, and leaves those that a run
+recognises unfinished files by their names, which contain a hash of the output's name, and leaves those that a run
 in progress has locked. This module does not depend on any file format.
 """
 
@@ -32,7 +32,7 @@ _unfinished: set[str] = set()
 
 
 def remove_unfinished() -> None:
-    """Remove all unfinished files and folders; call this before ending the process while another thread writes."""
+    """Remove this process's unfinished files and folders; call this before ending it while another thread writes."""
     for part in tuple(_unfinished):
         with suppress(OSError):
             os.unlink(part)
@@ -54,7 +54,7 @@ def check_folder(path: StrPath) -> None:
     """Check that the folder of an output exists; if the output is a link, also check the folder of the link's target.
 
     Raises:
-        InputError: one of these folders does not exist or is not a folder; the error names it.
+        InputError: one of these does not exist or is not a folder; the error names it.
     """
     folders = os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))
     for folder in folders:
@@ -77,7 +77,7 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
 
     Raises:
         InputError: the folder is missing or not writable, the file cannot be synced or renamed, or `path` is a folder,
-            or a device or pipe, which a file must not replace.
+            device or pipe, which a file must not replace.
     """
     check_folder(path)
     target = os.path.realpath(path)
@@ -217,7 +217,7 @@ def _create_folder(target: str) -> Iterator[Path]:
 
 
 def _is_ours(descriptor: int, part: str) -> bool:
-    """Lock a newly created file or folder; return False if another run has removed it as a leftover."""
+    """Lock a newly created file or folder; return False if another run has locked or removed it as a leftover."""
     try:
         lock(descriptor)
     except BlockingIOError:

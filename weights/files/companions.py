@@ -41,7 +41,7 @@ _NAMES = (
     *_LICENCES,
 )  # fmt: skip
 _TRANSFORMER = "sentence_*_config.json"  # sentence-transformers uses several such names
-# All files that a new model may copy, as patterns for the hub.
+# All files that may be copied to a new model, as patterns for the hub.
 PATTERNS = (*_NAMES, _TRANSFORMER, "*/config.json", CARD)
 _LARGE = frozenset({TOKENIZER, "vocab.json", "merges.txt"})
 # Limit for any other file. Model cards with tables of results are the largest.
@@ -53,7 +53,7 @@ _DEPTH = 3  # number of levels at which keys are compared one by one; `prompts.q
 
 
 def companions(folder: Path) -> list[Path]:
-    """List a model's companion files that exist, as paths inside `folder`, without `config.json` and the model card.
+    """List a model's existing companion files, as paths relative to `folder`, without `config.json` and the model card.
 
     Raises:
         WeightsError: one of the known names belongs to something other than a file, such as a broken link.
@@ -65,7 +65,7 @@ def companions(folder: Path) -> list[Path]:
 
 
 def check_companions(folder: Path) -> None:
-    """Read every file that a new model copies, so that any error comes before the weights are written.
+    """Read the companion files and `config.json`, so that any error comes before the weights are written.
 
     Raises:
         WeightsError: one of the files cannot be read, or is a link to a file outside the model's folder.
@@ -115,7 +115,7 @@ def read_companion(folder: Path, path: Path) -> bytes:
 
 
 def _refuse_outside(folder: Path, place: Path) -> None:
-    """Refuse a file that a link, in its own name or its folder's, leads outside the model's folder."""
+    """Refuse a file whose path contains a link that leads outside the model's folder."""
     real = Path(os.path.realpath(folder))
     try:
         target = Path(os.path.realpath(place, strict=True))
@@ -135,7 +135,7 @@ def _refuse_outside(folder: Path, place: Path) -> None:
 
 
 def _is_blob(target: Path, snapshot: Path) -> bool:
-    """Return whether `target` is a blob of the same repository in the hub's cache as the folder `snapshot`."""
+    """Return whether `target` is a blob of the repository in the hub's cache that contains the folder `snapshot`."""
     repository = snapshot.parent.parent
     return (
         snapshot.parent.name == "snapshots"
@@ -146,10 +146,10 @@ def _is_blob(target: Path, snapshot: Path) -> bool:
 
 
 def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]:
-    """Compare the companion files of two folders, except licences; JSON files are compared by their values.
+    """Compare the companion files of two folders, except licences; JSON files are parsed, and their values compared.
 
     Args:
-        folder: the folder whose files a new model gets.
+        folder: the folder whose files are copied to the new model.
         other: the other folder.
 
     Yields:
@@ -176,7 +176,7 @@ def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]
 
 
 def _differences(used: Any, found: Any, key: str = "", depth: int = _DEPTH) -> Iterator[str]:
-    """Yield a description of each key, down to `depth` levels, whose values differ between two JSON values."""
+    """Compare two JSON values; yield a description of each key, down to `depth` levels, whose values differ."""
     if depth and isinstance(used, dict) and isinstance(found, dict):
         for name in {**used, **found}:
             shown = name if _PLAIN.fullmatch(name) else show_value(name, 40)
@@ -198,7 +198,7 @@ def _differ(used: object, found: object) -> bool:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companion files, and then `config.json`; if the new tensors have one dtype, it states that dtype.
+    """Copy a model's companion files, then `config.json`, which states the new tensors' dtype if they all share one.
 
     Args:
         source: the folder of the existing model.

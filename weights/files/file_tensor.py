@@ -1,7 +1,7 @@
 """Access a tensor of a safetensors file: memory-mapped as a whole, or read slice by slice.
 
-Reading slice by slice is for tensors far larger than memory. Slices are read into reused buffers, which avoids the page
-faults of a mapping, and the operating system is asked to read ahead.
+Reading slice by slice is for merging and converting models, which may be far larger than memory. Slices are read into
+reused buffers, which avoids the page faults of a mapping, and the operating system is asked to read ahead.
 """
 
 import mmap
@@ -125,7 +125,7 @@ class _Buffer(threading.local):
 
 @contextmanager
 def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
-    """Open a tensor's file to read it by slices.
+    """Open a tensor's file, to read the tensor by slices.
 
     Raises:
         WeightsError: the file cannot be opened, or changed since its header was read.

@@ -60,7 +60,7 @@ class TensorInfo:
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
-    """Return a file's size and time of last change; not its inode number, which may vary if the file is in a bucket."""
+    """Return a file's size and time of last change; not its inode number, which may vary in a mounted bucket."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
@@ -91,7 +91,7 @@ def safetensors_header(
 def growing_header(
     name: str, dtype: str, width: int, metadata: Callable[[int], Mapping[str, str]]
 ) -> Callable[[int], bytes]:
-    """Return a function from a number of rows to the header of a file with one tensor of so many rows.
+    """Return a function that takes a number of rows and returns the header of a file with one tensor of that many rows.
 
     The header has the same length for every number of rows. So a header can be written first, and overwritten when the
     number of rows is known.

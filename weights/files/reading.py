@@ -113,7 +113,7 @@ def read_bytes(
 
 
 def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
-    """Refuse a file that is empty, or a Git LFS pointer, web page or the like, instead of a model's file.
+    """Refuse a file that is empty, or is a Git LFS pointer, a web page or the like instead of a model's file.
 
     Args:
         path: the file, for the error message.

@@ -19,7 +19,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         WeightsError: the folder has no weights, or has them only in other formats; it has both a single file and
-            shards; or a shard is missing or not in the index.
+            shards; a shard or the index is missing; or a shard is not in the index.
     """
     single, index = folder / SINGLE, folder / INDEX
     shards = {

@@ -1,8 +1,9 @@
 """Bags: seeded random subsets of training data. One model is trained on each bag, and then the models are merged.
 
 Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
-dataset. Which rows are chosen depends only on the seed, the bags, and the dataset's name and number of rows. lastword
-does not train; `bags_plan.py` writes the numbers or ids of the chosen rows to disk.
+new dataset. Of an old dataset, on which an earlier model was trained, every bag has the same percentage. Which rows are
+chosen depends only on the seed, the bags, that percentage, and the dataset's name and number of rows. lastword does not
+train; `bags_plan.py` writes the numbers or ids of the chosen rows to disk.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from lastword.weights.files.reading import open_regular, read_error
 from lastword.weights.json_fields import parse_object, show_value
 from lastword.weights.merging.recipe import MAX_MODELS, wrong_name
 
-REST = "rest"  # the ratio of the bag that gets all rows which are in no other bag
+REST = "rest"  # the ratio of the bag that gets all new rows which are in no other bag
 _PROGRESS_BYTES = 1 << 22  # bytes between two calls of `progress`
 _MAX_ROW = 1 << 26  # bytes; a file without line ends is refused before memory runs out
 # At most 4 decimals, so that a bag's name can state its ratio exactly.
@@ -31,7 +32,7 @@ _PERCENT = re.compile(r"\d{1,3}(\.\d{,4})?|\.\d{1,4}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of rows: its number of rows, and the sha256 of these rows. `old`: an earlier model was trained on them."""
+    """A file of rows: their number and sha256, and whether an earlier model was trained on them (`old`)."""
 
     name: str
     path: Path
@@ -86,7 +87,7 @@ def percent(word: str, where: str) -> Fraction:
 
 
 def format_percent(ratio: Fraction) -> str:
-    """Format a percentage: 80 or 12.5."""
+    """Format a percentage, such as 80 or 12.5."""
     return str(int(ratio)) if ratio.denominator == 1 else f"{float(ratio):g}"
 
 
@@ -137,11 +138,11 @@ def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
 
     Args:
         into: the existing model's folder or hub id.
-        bags: the bags; the recipe expects the model of each in a folder with the bag's name.
+        bags: the bags; the recipe expects each bag's model in a folder with the bag's name.
         where: the beginning of the error message.
 
     Raises:
-        InputError: a recipe cannot have this name, or it is the folder in which a bag's model is expected.
+        InputError: the name cannot be used in a recipe, or is the folder in which a bag's model is expected.
     """
     if (wrong := wrong_name(into)) is not None:
         expected, remedy = wrong
@@ -159,10 +160,10 @@ def choose_rows(
 
     Args:
         seed: the plan's seed.
-        bags: all bags of the plan; the bag with the ratio None gets the rows that are in no other bag.
+        bags: all bags of the plan; the bag with the ratio None gets the new rows that are in no other bag.
         bag: one of these bags.
         dataset: the dataset.
-        old_ratio: the percentage of old data in every bag, whatever the bag's own ratio is.
+        old_ratio: the percentage of each old dataset that every bag gets, whatever the bag's own ratio is.
     """
     if dataset.old:
         return _draw(seed, bag, dataset, old_ratio)
@@ -198,7 +199,7 @@ def _remaining_rows(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
 
 
 def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iterator[str]:
-    """Yield the id of each row whose number is in `rows`: its value of the field `id_field`, or the number itself.
+    """Yield the id of each row whose number is in `rows`: its field `id_field`; without `id_field`, the row number.
 
     Raises:
         InputError: a row lacks the field, its value is neither a whole number nor a one-line string, or the file has

@@ -1,7 +1,7 @@
 """Write a plan of bags: the rows on which each model is to be trained, and the recipe that merges the models.
 
 `plan.json` describes the bags, `plan.rows/BAG/DATASET.txt` has one row id per line, and `plan.merge.yaml` is the
-recipe. The same seed and data give the same bytes on every machine, whatever the order of the datasets.
+recipe. The same settings, names and data give the same bytes on every machine, whatever the order of the datasets.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class PlanSpec:
     bags: Sequence[Bag]
     old_ratio: Fraction  # the percentage of each old dataset that every bag gets
     id_field: str | None  # the field of a row that is its id; None for row numbers
-    by_size: bool  # whether a model's merge weight is its number of rows; otherwise each is 1
+    by_size: bool  # whether a model's merge weight is its number of rows; otherwise every weight is 1
     into: str | None  # an existing model to merge the new ones into
 
 
@@ -50,7 +50,8 @@ def write_plan(
         The content of the `.json` file.
 
     Raises:
-        InputError: a file exists already or cannot be written, or a row has no id.
+        InputError: `out` does not end in `.json`, a file exists already or cannot be written, a bag holds no rows, or a
+            row has no id.
     """
     if out.suffix != ".json":
         got, expected = out.suffix or "no ending", "a name that ends in .json"

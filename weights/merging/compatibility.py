@@ -1,4 +1,4 @@
-"""Check that models can be merged: equal architecture and vocabulary, tensors of equal names and shapes."""
+"""Check that models can be merged: their architectures, vocabularies and tensor shapes must be equal."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
     Args:
         models: at least one; the others are compared with the first.
-        one_dtype: also compare the stored dtypes, tensor by tensor.
+        one_dtype: whether to compare the stored dtypes too, tensor by tensor.
 
     Raises:
         ConfigError: a setting differs that affects the result.
-        WeightsError: names, shapes, dtypes or tokens differ.
+        WeightsError: tensor shapes, tokens or (with `one_dtype`) dtypes differ.
     """
     first = models[0]
     for other in models[1:]:
@@ -60,7 +60,7 @@ def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
 
 
 def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[str, str]]:
-    """Yield the name of each file that differs, and how; `check_agreement` lets config.json differ only in `LIMITS`."""
+    """Yield the name of each file that differs, and how; of config.json's settings only `LIMITS` are compared."""
     for name in sorted(LIMITS):
         mine, theirs = getattr(donor.config, name), getattr(other.config, name)
         if mine != theirs:
@@ -107,7 +107,7 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
     if differing:
         remedy = "Only variants of one model can be merged."
         if differing == ["vocab_size"]:
-            remedy = "Change the models to one vocabulary first."
+            remedy = "Change the models to the same vocabulary first."
         raise ConfigError(
             str(other.folder / CONFIG),
             f"settings differ from those of {first.name}",
@@ -152,10 +152,10 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     token = min(different)
     raise WeightsError(
         f"{other / TOKENIZER}: vocabulary",
-        f"differs from {first} in {count(len(different), 'token')}, the first is {show_value(token)}",
+        f"differs from {first} in {count(len(different), 'token')}, the first being {show_value(token)}",
         got=_id(theirs, token),
         expected=_id(mine, token),
-        remedy="Embedding rows of different tokens would be merged: use models with one tokenizer.",
+        remedy="Embedding rows of different tokens would be merged: use models with the same tokenizer.",
     )
 
 

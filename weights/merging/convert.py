@@ -24,7 +24,7 @@ from lastword.weights.merging.stored import StoredModel, not_finite_error
 
 
 class Conversion:
-    """A job that converts a model to a dtype, rounding to nearest even; with dtype None it only changes the shards.
+    """A job that converts a model to a dtype, rounding to nearest even; with dtype None it only splits the files anew.
 
     Args:
         model: the model to convert.

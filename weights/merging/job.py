@@ -232,7 +232,7 @@ def _shard(
 ) -> list[Facts]:
     """Write one file of weights, unless an earlier run completed it, and return the facts of its tensors.
 
-    The facts are stored in a file of their own after the weights, which marks the file of weights as complete.
+    After the weights, the facts are stored in a file of their own, which marks the file of weights as complete.
     """
     path, state = partial / "model" / file, partial / f"{file}.facts"
     specs = {name: job.specs[name] for name in names}

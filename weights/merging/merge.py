@@ -36,7 +36,7 @@ class Merge:
     Args:
         recipe: the models and the method.
         threads: the threads for the arithmetic.
-        local_files_only: do not use the network for models named by a hub id.
+        local_files_only: whether to do without the network for models named by a hub id.
 
     Raises:
         WeightsError: a model is missing or damaged, or its tensors or tokens differ from the first model's.
@@ -79,7 +79,7 @@ class Merge:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor and yield it in pieces; `facts` may be called after the last piece."""
         plain, recipe = self._plain[name], self.recipe
-        # Merging a single model returns the model itself, so its base is not needed.
+        # Merging a single model returns the model itself, so the base is not needed.
         alone = recipe.method == "multislerp" and len(recipe.models) == 1
         dtype, shape = self.specs[name]
         with ExitStack() as stack:

@@ -72,9 +72,9 @@ def multislerp_coefficients(
 
         S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
 
-    This is the whole method: the tangent step in its usual formulation is zero for any weights. An all-zero row has no
-    direction and adds nothing to S. If there are only two rows and their weighted directions cancel, they are merged
-    linearly.
+    Here x_i is a row. This is the whole method: the tangent step in its usual formulation is zero for any weights. An
+    all-zero row has no direction and adds nothing to S. If there are only two rows and their weighted directions
+    cancel, they are merged linearly.
 
     Args:
         products: the Gram matrix [N, N] of the rows x_i.
@@ -112,7 +112,8 @@ def multislerp_coefficients(
 def slerp_coefficients(products: Tensor, t: float) -> list[float]:
     """Return the two coefficients of slerp, `sin((1-t)a)/sin(a)` and `sin(ta)/sin(a)`.
 
-    a is the angle between the two rows. If the rows are nearly parallel, or one of them is zero, return `1-t` and `t`.
+    a is the angle between the two rows. If the rows are nearly parallel or opposite, or one of them is zero, return
+    `1-t` and `t`.
 
     Args:
         products: the Gram matrix [2, 2] of the rows.

@@ -58,7 +58,7 @@ models apply to this model.
 {rows}
 
 Hash of this model's weights: `{fingerprint}`. `lastword info` shows this hash as "weights". It covers
-the name, dtype and shape of every tensor and three sampled blocks of its data.
+the name, dtype and shape of every tensor except `lm_head.weight`, and up to three sampled blocks of its data.
 
 ## Recipe
 

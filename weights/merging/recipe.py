@@ -33,7 +33,7 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
-# The beginnings of messages of `yaml`, each with the same in plain words; other messages are shown unchanged.
+# The beginnings of messages of `yaml`, each with its meaning in plain words; other messages are shown unchanged.
 _YAML_PROBLEMS = {
     "but found another document": "more than one document",
     "could not determine a constructor": "a tag that is not supported",
@@ -48,7 +48,7 @@ _YAML_PROBLEMS = {
     "mapping values are not allowed": "a second colon in the line, or wrong indentation: quote the value",
     "unacceptable character": "a control character",
 }
-# The parameters of each method other than `weight`, with their defaults; None means that there is no default.
+# Each method's parameters except `weight`, with their defaults; None means that there is no default.
 _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
     "linear": {"normalize": True},
     "multislerp": {"normalize_weights": True},
@@ -66,9 +66,9 @@ class Recipe:
     weights: tuple[float, ...]
     base: str | None  # the model that is subtracted from each model first and added at the end
     donor: str  # the model whose configuration, tokenizer and other files are copied
-    dtype: torch.dtype | None  # of the result; None keeps the stored dtypes
+    dtype: torch.dtype | None  # the result's dtype; None keeps the stored dtypes
     parameters: Mapping[str, bool | float]
-    tokenizer: str | None  # the model whose tokenizer is requested; must equal the donor's
+    tokenizer: str | None  # the model whose tokenizer is requested; that tokenizer must equal the donor's
     text: str
 
     @property
@@ -184,7 +184,7 @@ def _load(text: str, where: str) -> Any:
 def _fields(value: Any, where: str) -> Fields:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(
-            where, "wrong content", got=show_value(value), expected="a mapping of names"
+            where, "wrong content", got=show_value(value), expected="names with values"
         )
     return Fields(value, where)
 
@@ -262,7 +262,7 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
-    """Read the method's own parameters, and the weight for models that state none (None if it is not given)."""
+    """Read the method's own parameters, and the default weight of the models (None if it is not given)."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
         shared.fail("normalize", "no such parameter", "Use normalize_weights with multislerp.")
@@ -306,7 +306,7 @@ def _read_weights(
     base: str | None,
     where: str,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return the names of the models to merge, and their weights. The base is left out unless the method is linear."""
+    """Return the names and weights of the models to merge; the base is left out unless the method is linear."""
     if base is None and method in ("slerp", "task_arithmetic"):
         remedy = f"{method} needs a base_model. Add one."
         raise ConfigError(f"{where}: base_model", "missing", remedy=remedy)

@@ -47,10 +47,10 @@ class StoredModel:
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """Find and check a model that is named by a folder, a hub id, or a hub id with `@revision`.
 
-    From the hub, all files that a new model copies are fetched, not only those that lastword reads.
+    From the hub, all files that are copied to a new model are fetched, not only the files that lastword reads.
 
     Raises:
-        WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.
+        WeightsError: the model is not found or damaged, does not match its config, or has an unsupported dtype.
         ConfigError: a setting is not supported.
     """
     files = _locate(name, local_files_only=local_files_only)

@@ -48,7 +48,7 @@ class Piece(NamedTuple):
 
 
 class RowReader:
-    """Reads N >= 1 flat tensors of equal size piece by piece, minus the base if there is one; any thread may use it."""
+    """Reads N >= 1 flat tensors of equal size piece by piece, minus the base, if any; threads may share a reader."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
@@ -162,12 +162,12 @@ class TensorMerge:
         return merged, products
 
     def _block(self, size: int) -> Tensor:
-        """Return memory for a block: if possible that of a written block, because new memory costs page faults."""
+        """Return memory for a block, if possible from a block already written: new memory would cost page faults."""
         try:
             return self._spare.pop()[:size]
         except IndexError:
             return torch.empty(size, dtype=self._dtype, device="cpu")
 
     def _merge_block_and_products(self, block: slice) -> Merged:
-        """Merge a block and compute its inner products on the way: with some methods nothing has needed them before."""
+        """Merge a block and compute its inner products too, for the methods that do not need them beforehand."""
         return self._merge_block(block, torch.zeros_like(self.products))

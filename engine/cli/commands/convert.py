@@ -11,8 +11,9 @@ EXAMPLES = """examples:
   lastword convert ./model-f32 ./model-bf16 --dtype bfloat16 --shard-size 2GB
   lastword convert owner/model@v1.0 ./model --dtype bfloat16
 
-id@revision names a branch, tag or commit of a Hugging Face model. Every file must be inside the model's folder: a link
-that leads out of the folder is an error, except within the cache of the Hugging Face Hub."""
+id@revision names a branch, tag or commit of a Hugging Face model. Every copied file, other than the weights, must be
+inside the model's folder: a link that leads out of the folder is an error, except within the cache of the Hugging Face
+Hub."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

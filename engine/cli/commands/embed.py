@@ -55,7 +55,7 @@ counted. For an HTML file, text is what remains without the tags, so start and e
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, is part of the line. A record has at most
 33,554,432 characters. In a JSON object, no key may occur twice. In .jsonl files, and in .csv and .tsv files with
-several columns, blank lines are skipped; in a file with a single column, they are empty texts.
+several columns, blank lines are skipped; in plain text and in files with a single column, they are empty texts.
 
 --precision int8 scales each vector so that its largest absolute value becomes 127 (compare by cosine). With --ranges,
 each dimension is scaled instead, so that its range becomes -127 to 127; uint8 is the same number plus 128. ubinary
@@ -143,8 +143,8 @@ def _add_field_options(parser: argparse.ArgumentParser) -> None:
         type=options.name_argument,
         metavar="NAME",
         help="name of the field that holds the id of a record, a string or a number; a record without it is an error. "
-        "It is the column `id` of Parquet files, and is written to OUT.rows.jsonl; by default, Parquet files take the "
-        "field `id` where there is one, else the file and line",
+        "Ids go to the column `id` of Parquet files and to OUT.rows.jsonl; by default, that column has the field `id` "
+        "where there is one, else the file and line",
     )
     parser.add_argument(
         "--drop-text",
@@ -210,8 +210,8 @@ def _add_database(group: "argparse._ArgumentGroup") -> None:
         "--to",
         metavar="URL",
         help="also load the vectors of the job into a table of PostgreSQL with pgvector: "
-        "postgresql://USER@HOST/DATABASE; rows are inserted, or replaced if their id and chunk are there, and every "
-        "unit is loaded once. Needs pip install 'lastword[bulk,postgres]'",
+        "postgresql://USER@HOST/DATABASE; a row replaces an earlier row with the same id and chunk, and every unit is "
+        "loaded once. Needs pip install 'lastword[bulk,postgres]'",
     )
     group.add_argument(
         "--table",
@@ -254,7 +254,7 @@ def _add_ray_options(group: "argparse._ArgumentGroup") -> None:
         metavar="ADDRESS",
         help="process the units on a Ray cluster, with one model per GPU or, without GPUs, per N cores (see "
         "--cores-per-model); ADDRESS is HOST:PORT of the cluster's head, or `local` to start a new cluster on this "
-        "machine alone; by default what RAY_ADDRESS names, else the cluster that runs on this machine, else a new "
+        "machine alone; by default the address in RAY_ADDRESS, else the cluster that runs on this machine, else a new "
         "one as with `local`. The files, the folder and the model must have the same paths on every machine. Needs "
         "pip install 'lastword[ray]'",
     )
@@ -401,7 +401,7 @@ class Work:
         }
 
     def _about_texts(self) -> dict[str, str]:
-        """Return what a search of the vectors needs to know of the texts, unless it is the default."""
+        """Return the settings about texts that a search of the vectors needs; defaults are left out."""
         args = self._args
         found = {
             "text_field": args.text_field if args.text_field != "text" else None,
@@ -411,7 +411,7 @@ class Work:
         return {name: value for name, value in found.items() if value is not None}
 
     def begin(self, failures: Failures) -> None:
-        """From now on, collect the texts that cannot be used in `failures`, and count other texts left out anew."""
+        """From now on, collect unusable texts in `failures`, and count blank and skipped texts from zero."""
         self._failures, self.fields = failures, options.fields_of(self._args)
         # A blank text has no chunks.
         self.blanks = Blanks(skip=self._args.skip_blank or self._args.chunk is not None)
@@ -425,7 +425,7 @@ class Work:
         """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
         on_bad, delimiter = self._failures.leave_out_line, self._args.delimiter
         found = read.read(inputs, self.fields, delimiter, on_bad=on_bad, meter=meter, kept=kept)
-        with closing(found):  # the files, also if a record is refused below
+        with closing(found):  # closes the files, even if a record is refused below
             yield from self._prepare(found, on_bad)
 
     def _prepare(self, found: Iterator[Record], on_bad: read.OnBad) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import InputError, list_some, printable
+from lastword.errors import InputError, count, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.evaluate import Evaluation
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.print_lines(list(_table(evaluation)))
     if evaluation.closed and not args.quiet:
-        number = len(evaluation.closed)
-        console.say(f"{number} closed tasks left out: {list_some(evaluation.closed)}")
+        closed = count(len(evaluation.closed), "closed task")
+        console.say(f"{closed} left out: {list_some(evaluation.closed)}")
     for name, reason in evaluation.failed.items():
         console.say(f"{name}: failed; {reason}")
     return 1 if evaluation.failed else 0

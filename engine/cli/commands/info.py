@@ -38,8 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare the hash with the Hugging Face Hub's, if that is known (for some local "
-        "folders it is not); the exit status is 1 if a file is damaged",
+        help="also hash the weights and JSON files, and compare each hash with the Hugging Face Hub's, which is known "
+        "only for files in the Hub's cache; the exit status is 1 if a file is damaged",
     )
     options.add_model_options(parser, kinds=options.EITHER_KIND, computes=False)
 
@@ -108,7 +108,7 @@ def describe(model: "ModelInfo | RerankerInfo") -> dict[str, object]:
 
 
 def _of_reranker(model: "RerankerInfo") -> dict[str, object]:
-    """Return the facts that only a reranker has: where its scores come from."""
+    """Return the facts that only a reranker has: where its scores come from, and its instruction."""
     spec = model.spec
     causal = "embed_tokens" if spec.tied else "lm_head"
     return {

@@ -1,4 +1,4 @@
-"""`lastword rerank`: sort texts by their relevance to a query with a reranker, in one pass and in constant memory."""
+"""`lastword rerank`: with a reranker, sort texts by relevance to a query, in one pass and in constant memory."""
 
 import argparse
 import heapq
@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 
 The model reads every text together with the query, so rerank is slower than search but more accurate. Texts that
 are empty or only white space are skipped."""
-_GROUP = 4096  # texts that are read, then scored, at a time
+_GROUP = 4096  # texts that are read and then scored together
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,7 @@ class _Ranking:
         splitter = options.open_splitter(args, self._reranker, self._head)
         if splitter is not None:
             texts = splitter.split_records(texts, args.text_field, on_bad)
-        with closing(found):  # the files, also if a text is refused below
+        with closing(found):  # closes the files, even if a text is refused below
             while group := list(islice(texts, _GROUP)):
                 self._score(group)
         require_texts(self._report.texts, args.files, self._failures, self._blanks, self._fields)

@@ -1,4 +1,4 @@
-"""`lastword run-batch`: answer the requests of an OpenAI batch file, as `lastword serve` would, into a file."""
+"""`lastword run-batch`: write the answers that `lastword serve` would give to the requests of an OpenAI batch file."""
 
 import argparse
 import io
@@ -34,10 +34,10 @@ EXAMPLES = """examples:
 
 The two `body` fields are the request and response bodies of `lastword serve` at that path. If the server would refuse a
 request, status_code and body are those of its error response. `response` is null, and `error` has a code and a message,
-if a line is not a request at all, repeats a custom_id, or has more than --max-body-bytes. Errors do not stop the run
-and do not change the exit status; the last line on stderr counts them.
+if a line is not a request at all, has a `url` that this run cannot answer, repeats a custom_id, or has more bytes than
+--max-body-bytes. Errors do not stop the run and do not change the exit status; the last line on stderr counts them.
 
-Run the same command again to resume an interrupted run; the result is byte for byte that of an uninterrupted one.
+Run the same command again to resume an interrupted run; the output is byte for byte that of an uninterrupted run.
 results.jsonl.run.json holds the settings; a run with other settings, or with a changed input, is refused. With a pipe
 or - (stdin, stdout) as input or output, a run cannot be continued.
 
@@ -133,7 +133,7 @@ def _earlier_settings(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _open_input(path: str, stack: ExitStack) -> BinaryIO:
-    """Open the requests; `stack` closes them."""
+    """Open the file of requests; `stack` closes it."""
     from lastword.cli.read.kinds import packing_of
     from lastword.cli.read.opening import open_bytes
 
@@ -142,7 +142,7 @@ def _open_input(path: str, stack: ExitStack) -> BinaryIO:
             raise InputError("stdin", "is closed", remedy="Name a file.")
         return sys.stdin.buffer
     try:
-        # A file of any name may hold JSON lines; without a format, a packed one is refused.
+        # A file of any name may hold JSON lines. Without a format, `sources` refuses a file that it cannot unpack.
         packed = is_packed(split_ending(path)[1]) and packing_of(path) is None
         (source,) = sources([path], None if packed else "jsonl")
     except OSError as error:
@@ -153,12 +153,12 @@ def _open_input(path: str, stack: ExitStack) -> BinaryIO:
 def _open_answers(
     args: argparse.Namespace, stack: ExitStack, before: Mapping[str, Any]
 ) -> "dict[str, Answers]":
-    """Open the models; return what answers each path.
+    """Open the models; return the `Answers` for each path.
 
     Args:
         args: the command's arguments.
         stack: closes the models.
-        before: the settings of the earlier run.
+        before: the settings of the earlier run; empty if there is none.
     """
     from lastword.batch_files.answers import Answers, EmbeddingAnswers, RerankAnswers
 
@@ -182,7 +182,7 @@ def _open_answers(
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    """Return the settings of the server that would give the same answers."""
+    """Return the settings of a server that would give the same answers."""
     from lastword.serve.settings import Limits, Settings
 
     return Settings(
@@ -194,7 +194,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _urls(answers: "Mapping[str, Answers]") -> dict[str, str | None]:
-    """Return for each path that a request may name None, or the reason why it cannot be answered."""
+    """Return, for each path that a request may name, None or the reason why it cannot be answered."""
     missing = {
         "/v1/embeddings": "the model is a reranker; name an embedding model with --model.",
         "/v1/rerank": "there is no reranker; name one with --reranker.",
@@ -203,7 +203,7 @@ def _urls(answers: "Mapping[str, Answers]") -> dict[str, str | None]:
 
 
 def _facts(args: argparse.Namespace, answers: "Mapping[str, Answers]") -> dict[str, Any]:
-    """Return everything besides the requests that the output depends on, by name in words."""
+    """Return everything that the output depends on besides the requests; the keys are names in words."""
     import lastword
 
     facts = {f"--{name.replace('_', '-')}": getattr(args, name) for name in _LIMITS}
@@ -255,7 +255,7 @@ def _check(
     results: "ResultsFile",
     answers: "Mapping[str, Answers]",
 ) -> int:
-    """Print what the requests ask for, and what is wrong with some of them."""
+    """Print the first errors, and the numbers of requests, texts, tokens and errors."""
     from lastword.batch_files.answers import pending_groups
 
     requests = texts = tokens = refused = 0

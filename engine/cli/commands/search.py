@@ -49,9 +49,9 @@ A FILE that lastword embed wrote is searched as it is, without embedding the tex
 .npy, .safetensors, .jsonl or .parquet file with its metadata. Use --model to name the model that made it; the number of
 dimensions is taken from the file. Vectors stored as float16, int8, uint8 or bits are converted to float32 and compared
 with the query's vector. Each bit becomes +c or -c, with one c throughout, so scores are lower than with float32
-vectors. A hit is shown with its record's `id` or, if it has none, with the file and line of its text; in .npy and
-.safetensors files, nothing else of a record is stored, but for the texts of chunks. An unfinished job is searched as
-far as it is done. With --texts, every FILE is read as texts.
+vectors. A hit is shown with its record's `id` or, if it has none, with the file and line of its text. A .npy or
+.safetensors file has no texts and no other fields to show, except the texts of chunks. Of an unfinished job, only the
+finished units are searched. With --texts, every FILE is read as texts.
 
 Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it;
 with --json, each hit has its query in the field `query`."""
@@ -124,7 +124,7 @@ def _add_stored_options(parser: argparse.ArgumentParser) -> None:
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="the ranges that int8 or uint8 vectors were made with, as for lastword embed",
+        help="file of the ranges that int8 or uint8 vectors were made with, as for lastword embed",
     )
 
 
@@ -204,7 +204,7 @@ def _find_stored(args: argparse.Namespace) -> "list[Found]":
     """Return the stored vectors that the arguments name; an empty list if they name texts.
 
     Raises:
-        InputError: both are named, the vectors cannot be used, or an option does not apply to them.
+        InputError: both vectors and texts are named, the vectors cannot be used, or an option does not apply to them.
     """
     found: list[Found] = []
     if not args.texts and args.files:
@@ -387,7 +387,7 @@ class _Search:
         texts = self._blanks.filter(found)
         nearest = Nearest[Record](self._vectors, self._embedder.similarity, self._most)
         splitter = options.open_splitter(args, self._embedder, prompt)
-        with closing(found):  # the files, also if a text is refused below
+        with closing(found):  # closes the files, even if a text is refused below
             for records, matrix in embed_records(
                 self._embedder,
                 texts

@@ -87,9 +87,9 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that change what is answered, apart from limits; run-batch has them too."""
     parser.add_argument(
         "--model-name",
-        type=options.revision_argument,
+        type=options.name_argument,
         metavar="NAME",
-        help="name of MODEL in requests and responses; by default MODEL as given",
+        help="name of MODEL in requests and responses; by default MODEL as given or, for a folder, the folder's name",
     )
     parser.add_argument(
         "--reranker",
@@ -195,7 +195,7 @@ def _run(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _open_model(args: argparse.Namespace) -> "Embedder | Reranker":
-    """Open the model, and turn garbage collection on again, but not for the objects that exist by then: they stay."""
+    """Open the model, then turn garbage collection on again, except for the objects that exist by then: they stay."""
     model: Embedder | Reranker
     model = options.open_reranker(args) if reranks(args) else options.open_embedder(args)
     gc.freeze()
@@ -207,7 +207,7 @@ def reranks(args: argparse.Namespace) -> bool:
     """Return whether MODEL is a reranker.
 
     Raises:
-        ConfigError: it is one, although another option needs an embedding model.
+        ConfigError: MODEL is a reranker, but another option needs an embedding model.
     """
     from lastword.reranker_info import refuse_for_reranker
 
@@ -305,7 +305,7 @@ def _number_types(model: "ModelInfo | RerankerInfo") -> str:
 
 
 def _port(text: str) -> int:
-    """Parse the number of a port."""
+    """Parse a port number."""
     number = int(text) if text.isascii() and text.isdecimal() else -1
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError("not a port from 0 to 65535")

@@ -78,7 +78,7 @@ class Splitter:
 
         Args:
             records: the records to split.
-            text_field: the field of a record's JSON that holds the text, as for `read.read`.
+            text_field: the field of a record's JSON that holds the text, as for `Fields`.
             on_bad: called for each record with a text that cannot be tokenised.
 
         Raises:
@@ -152,7 +152,7 @@ def without_text(records: Iterable[Record], names: Iterable[str]) -> Iterator[Re
 
     Args:
         records: the records.
-        names: the fields, as for `read.read`.
+        names: the fields, as for `Fields`.
     """
     dropped = list(names)
     for record in records:
@@ -175,11 +175,11 @@ def _without_member(text: str, wanted: str) -> str:
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:
-    """Return what is before and after the value of the text field in the JSON of a record.
+    """Return the parts of a record's JSON before and after the value of the text field.
 
     Args:
         fields: the JSON object without its closing brace, as in `Record.fields`.
-        text_field: the field, as for `read.read`; the object must have it.
+        text_field: the field, as for `Fields`; the object must have it.
     """
     end = _members(fields + "}", 0)
     while text_field not in end:

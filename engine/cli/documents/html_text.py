@@ -1,4 +1,4 @@
-"""Return the text of an HTML page as a reader sees it: one line per block, without tags, scripts and styles."""
+"""Return the text of an HTML page as a reader sees it: one line per block, without tags, scripts or styles."""
 
 import re
 from html.parser import HTMLParser
@@ -55,7 +55,7 @@ class _Reader(HTMLParser):
             self._add(data if self._preformatted else _SPACE.sub(" ", data))
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:  # noqa: FBT001, FBT002  as in the base class
-        """Skip `<![if …]>` and the like to the next ">", as browsers do; older Pythons raise AssertionError."""
+        """Skip `<![if …]>` and the like up to the next ">", as browsers do; older Pythons raise AssertionError."""
         return self.parse_bogus_comment(i, report)
 
     def _separate(self, tag: str) -> None:
@@ -63,7 +63,7 @@ class _Reader(HTMLParser):
             self._add("\n" if tag in _BLOCKS else " ")
 
     def _add(self, text: str) -> None:
-        """Append text; outside <pre>, drop the text's first space if the text collected so far ends in white space."""
+        """Append text; outside <pre>, drop its first space if the text so far is empty or ends in white space."""
         if not self._preformatted and (not self.parts or self.parts[-1].endswith((" ", "\n"))):
             text = text.removeprefix(" ")
         if text:

@@ -1,8 +1,8 @@
 """Find the input files: turn folders and patterns into lists of files, in the same order on every machine.
 
-A folder is searched with its subfolders, but without hidden files and folders (whose name begins with a dot) and
-without links to folders. Files found in a folder or by a pattern are used only if they are of a known kind and were
-not written by lastword; the others are counted. A file that several paths lead to is read once.
+A folder is searched with its subfolders, except hidden files and folders (their names begin with a dot) and links to
+folders. Files found in a folder or by a pattern are used only if they are of a known kind and were not written by
+lastword; the others are counted. A file that several paths lead to is read once.
 """
 
 import os
@@ -162,7 +162,7 @@ class Finder:
         return found
 
     def _once(self, paths: Sequence[str]) -> list[str]:
-        """Return the paths; of several that lead to the same regular file, only one, if possible not a link."""
+        """Return the paths; of several to the same regular file or URL, return only one, if possible not a link."""
         kept: dict[tuple[str, int], str] = {}
         repeated = set[tuple[str, int]]()
         for number, path in enumerate(paths):
@@ -233,7 +233,7 @@ class Finder:
     def _usable(
         self, top: str, entries: Iterable[tuple[str, str]], asked: str | None = None
     ) -> list[str]:
-        """Return the paths of the files of a known kind; count what is left out.
+        """Return the paths of files of a known kind and of folders that cannot be read; count what is left out.
 
         Args:
             top: the folder that the paths are relative to.
@@ -315,7 +315,7 @@ def _kind(path: str) -> str:
     try:
         link = stat.S_ISLNK(os.lstat(path).st_mode)
     except OSError:
-        return "file"  # its folder may be listed, but what is in it may not be read: opening it tells why
+        return "file"  # its folder can be listed but not entered: opening the file tells why
     if folder and not link:
         return "folder of a job's output" if is_job_folder(path) else "folder"
     if folder:
@@ -326,7 +326,7 @@ def _kind(path: str) -> str:
 
 
 def _in_words(skipped: Mapping[str, int]) -> str:
-    """Return in words what was left out: files of other kinds with their extensions, then the rest by its names."""
+    """Return in words what was left out: files of other kinds with their extensions, then the rest by name."""
     endings = skipped.keys() - _LEFT_OUT.keys()
     number = sum(skipped[ending] for ending in endings)
     kinds = "another kind" if number == 1 else "other kinds"
@@ -391,7 +391,7 @@ class _Ignore:
 
 
 def _match(specs: "Iterable[GitIgnoreSpec | None]", path: str) -> bool:
-    """Return whether a path matches the first spec, or with its extension in lower case the second spec."""
+    """Return whether a path matches the first spec or, with its extension in lower case, the second spec."""
     ways = zip(specs, (path, _lower_ending(path)), strict=True)
     return any(spec is not None and spec.match_file(way) for spec, way in ways)
 

@@ -35,7 +35,7 @@ def is_by_lastword(path: str) -> bool:
 
 
 def is_job_folder(path: str) -> bool:
-    """Return whether a folder is the output of a job (`lastword.bulk`): it has a plan, which begins like this."""
+    """Return whether a folder is the output of a job (`lastword.bulk`), judging by how its plan begins."""
     with suppress(OSError), open(os.path.join(path, "_plan.json"), "rb") as file:
         first = file.read(64)
         return first.startswith(b'{\n "version": ') and b'\n "settings": {' in first

@@ -1,8 +1,9 @@
 r"""Read records, each with its place, one at a time: from text, JSON lines, CSV, TSV and Parquet files, or whole files.
 
-Files may be local or have URLs. Input may be compressed (.gz, .zst) and must be valid UTF-8; a byte order mark at the
-start is skipped. A line ends with \n or \r\n; any other character, such as a lone \r, is part of the line. Only one
-record, of at most `lines.MAX_RECORD` characters, is held in memory.
+Files may be local or have URLs. All files other than Parquet may be compressed (.gz, .zst) and must be valid UTF-8; a
+byte order mark at the start is skipped. A line ends with \n or \r\n; any other character, such as a lone \r, is part
+of the line. Only one record, of at most `lines.MAX_RECORD` characters, is held in memory; of a Parquet file, a batch of
+rows.
 This package knows nothing about models or vectors; the records go to `cli/stream.py` or `cli/commands/rerank.py` next.
 """
 

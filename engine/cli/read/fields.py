@@ -1,4 +1,4 @@
-"""Say which fields of a record make its text and its id, and which records are wanted."""
+"""Choose the fields that make a record's text and id, and the records that are wanted."""
 
 import json
 import math
@@ -32,7 +32,7 @@ class Template:
         text: the template; {NAME} stands for a field, {{ and }} for braces.
 
     Raises:
-        InputError: it has no field, or is not valid.
+        InputError: the template names no field, or is not valid.
     """
 
     def __init__(self, text: str) -> None:
@@ -40,7 +40,7 @@ class Template:
         try:
             parts = list(Formatter().parse(text))
         except ValueError as error:
-            remedy = "Write a brace that belongs to the text twice: {{ or }}."
+            remedy = "Double each brace that is part of the text: {{ or }}."
             raise _wrong_template(f"is not valid ({error})", text, remedy) from error
         for literal, name, spec, conversion in parts:
             if name is not None and (not name or spec or conversion is not None):
@@ -48,7 +48,7 @@ class Template:
                 what = "has a field without a name" if not name else "has a format or conversion"
                 raise _wrong_template(what, text, remedy)
             if name is not None and "[" in name:
-                remedy = "Name a field of an object with a point: {OUTER.INNER}."
+                remedy = "Name a field of an object with a dot: {OUTER.INNER}."
                 raise _wrong_template("has a field with an index", text, remedy)
             self._parts.append((literal, name))
         if not self.names:
@@ -84,7 +84,7 @@ def plain_text(value: object, name: str, where: str) -> str:
     """Return a field's value as text: a number or boolean as in JSON.
 
     Raises:
-        InputError: the value is null, an object or a list.
+        InputError: the value is null, an object, a list or a number that is not finite, or has a lone surrogate.
     """
     if isinstance(value, str):
         if not value.isascii() and lone_surrogate(value) is not None:
@@ -120,7 +120,7 @@ class Condition:
         """Return the condition that the text FIELD=VALUE means.
 
         Raises:
-            InputError: it is no condition.
+            InputError: the text is not a condition.
         """
         found = _CONDITION.fullmatch(given)
         expected = "FIELD=VALUE, or with !=, <, <=, > or >= instead of ="
@@ -152,7 +152,7 @@ class Condition:
 
 
 def _number(value: object, *, exact: bool = False) -> _Number | None:
-    """Return a number, or the number that a string holds, `exact` as a Decimal; None for anything else."""
+    """Return a number, or the number in a string (with `exact`, as a Decimal); None for anything else."""
     if isinstance(value, str):
         kinds: Sequence[Callable[[str], _Number]] = (Decimal,) if exact else (int, float)
         text = value
@@ -162,7 +162,7 @@ def _number(value: object, *, exact: bool = False) -> _Number | None:
             except (InvalidOperation, ValueError):
                 continue
             break
-    if isinstance(value, int):  # math.isfinite fails if it is too large for a float
+    if isinstance(value, int):  # math.isfinite fails for an int too large for a float
         return value
     return value if isinstance(value, float | Decimal) and math.isfinite(value) else None
 
@@ -172,13 +172,13 @@ def _text(found: Mapping[str, object], text: str | Template, where: str) -> str:
 
 
 class Fields:
-    """Which fields of a record are used, and for what. It also counts the records that are skipped.
+    """The fields of a record that make its text and id, and its conditions. Counts the records that are skipped.
 
     Args:
-        text: the field or column that holds the text, or the template that makes it. In JSON lines, `a.b` means the
-            field named "a.b" or, if there is none, the field b of the object a.
+        text: the field or column that holds the text, or the template that makes it. In JSON lines and Parquet, `a.b`
+            means the field named "a.b" or, if there is none, the field b of the object a.
         id: the field that holds the id; None for no ids.
-        where: the conditions that a record must satisfy; the others are skipped.
+        where: the conditions that a record must satisfy; a record that does not is skipped.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Fields:
         line: int,
         carried: Callable[[], str],
     ) -> Record | None:
-        """Return the record with some fields, or None, counting it, if it is skipped.
+        """Return the record that has the fields `found`; if a condition skips it, count it and return None.
 
         Args:
             found: the fields.

@@ -58,7 +58,7 @@ def read(
                 finally:
                     meter.end()
         except InputError as error:
-            on_bad(error, source.name, None)  # this input cannot be read, but others may
+            on_bad(error, source.name, None)  # the other inputs may be readable
 
 
 def _records(
@@ -148,10 +148,10 @@ def _json_lines(
 
 
 def refuse_array(source: Source) -> None:
-    """Refuse a file that is a JSON array of several lines.
+    """Refuse a file that is one JSON array over several lines.
 
     Raises:
-        InputError: it is one, or cannot be read.
+        InputError: the file is such an array, or cannot be read.
     """
     with open_source(source) as stream:
         first, _ = next(lines_of(stream, source), ("", None))

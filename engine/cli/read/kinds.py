@@ -16,7 +16,7 @@ FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 STDIN = "-"
 # Extensions of files that hold records. --files refuses them, because it would embed their syntax too.
 RECORDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
-# Extensions of compressed files that are read. The extension before it tells the format: "docs.jsonl.gz".
+# Extensions of compressed files that can be read. The extension before one of these tells the format: "docs.jsonl.gz".
 PACKED = ("gz", "zst")
 _RECORDS = "Leave out --files to read its records."
 _AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
@@ -60,7 +60,7 @@ _KINDS = (
 _NOT_IN_1252 = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 
 
-# Every record has the name of its file.
+# Cached, because every record needs the name of its file.
 _cached_name = lru_cache(maxsize=64)(valid_name)
 
 
@@ -132,8 +132,8 @@ def sources(
         input_format: the format of every file; if None, each file's extension decides.
         whole: whether each file is one text.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
-        named: the files that the user named; the others were found, and one that cannot be read gets a `problem`. If
-            None, all were named.
+        named: the files that the user named. The others were found, and a found file that cannot be read gets a
+            `problem`. If None, all were named.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
@@ -160,7 +160,7 @@ def sources(
 def _unreadable(path: str) -> InputError | None:
     """Return the error for a file or folder that may not be read, or None."""
     if scheme_of(path) is not None:
-        return None  # opening it tells
+        return None  # opening it reports any error
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             os.scandir(path).close()
@@ -296,7 +296,7 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
 
 
 def _is_windows_1252(line: str) -> bool:
-    """Return whether an invalid byte of the line is a sign in Windows-1252, such as €, but not a sign in Latin-1."""
+    """Return whether an invalid byte of the line is printable in Windows-1252, such as €, but not in Latin-1."""
     invalid = (ord(each) - 0xDC00 for each in line if "\udc80" <= each <= "\udcff")
     return any(0x80 <= each < 0xA0 and each not in _NOT_IN_1252 for each in invalid)
 

@@ -31,9 +31,9 @@ Line = tuple[str, InputError | None]
 
 
 class Meter:
-    """Counts the bytes read from the inputs, as they are stored: of a compressed file, the compressed bytes.
+    """Counts the bytes read from the inputs: compressed bytes of a compressed file, unpacked bytes of a part of one.
 
-    `total` is the size of all inputs; None if one is not a regular file.
+    `total` is the size of all inputs; None if the size of one is not known.
     """
 
     def __init__(self, inputs: Sequence[Source]) -> None:
@@ -50,13 +50,13 @@ class Meter:
             self._tell = raw.count_taken if isinstance(raw, Unpacked) else stream.buffer.tell
 
     def end(self) -> None:
-        """Finish counting the present input, which has been read to its end or is given up."""
+        """Finish counting the current input, which has been read to its end or given up."""
         with suppress(ValueError):  # the garbage collector may have closed the file before
             self._before += self._tell()
         self._tell = _nothing
 
     def set(self, read: int) -> None:
-        """Note that `read` bytes of the present input have been read, if it is not read as a stream."""
+        """Note that `read` bytes of the current input have been read, if it is not read as a stream."""
         self._inside = read
 
     def end_file(self, source: Source) -> None:
@@ -73,7 +73,7 @@ def _nothing() -> int:
 
 
 def _size(source: Source) -> int | None:
-    """Return the size of a regular file or the file of a URL, or of its part, None for any other input."""
+    """Return the size of a regular file, of a URL's file, or of the part to read; None if it is not known."""
     if source.part is not None:
         return source.part.stop - source.part.start + len(source.part.header)
     if scheme_of(source.path) is not None:

@@ -91,7 +91,7 @@ class Unpacked(io.RawIOBase):
         return len(found)
 
     def skip_to(self, start: int) -> None:
-        """Read on until the position is `start`, or the end.
+        """Read on until the position is `start` or the file ends.
 
         Raises:
             InputError: as for `readinto`.
@@ -112,8 +112,8 @@ class Unpacked(io.RawIOBase):
 class KeptOpen:
     """Keeps a compressed file open after a part of it was read.
 
-    A compressed file can only be read from its beginning. If the next part to read comes later in the same file, it is
-    read on from where the last part ended, so that reading all parts in order takes the time of reading the file once.
+    A compressed file can only be read from its beginning. If the next part to read comes later in the same file,
+    reading continues where the last part ended, so reading all parts in order takes as long as reading the file once.
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class PartStream(io.RawIOBase):
 
     Args:
         source: the file, with its part.
-        kept: gets the file, if it is compressed, once this stream is closed; None if it is to be closed too.
+        kept: gets the file, if it is compressed, once this stream is closed; None to close the file too.
 
     Raises:
         InputError: the file cannot be opened or unpacked.

@@ -16,18 +16,18 @@ _ROWS_AT_ONCE = 1024
 
 
 def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tuple[Record, int]]:
-    """Yield a record for each row of a file or of its part, and the bytes of this that have been read before it.
+    """Yield a record for each row of a file or its part, with the size in bytes of the row groups read before its own.
 
-    A record's line is the number of its row, from 1. Values that JSON does not have, such as dates, become strings, and
-    numbers that it does not have, such as NaN, null.
+    A record's line is the number of its row, from 1. Values that JSON cannot hold, such as dates, become strings;
+    numbers that it cannot hold, such as NaN, become null.
 
     Args:
         source: the file; `start` and `stop` of its part count the bytes of row groups, as in `row_groups`.
         fields: as for `read.read`; OUTER.INNER is a field of a column of structures.
-        on_bad: called for each row without a text.
+        on_bad: called for each row that has no text, or no id where it needs one.
 
     Raises:
-        InputError: the file, or one of its row groups, cannot be read, or lacks a column of a condition.
+        InputError: the file or one of its row groups cannot be read, or the file lacks a column of a condition.
     """
     file = _open(source)
     columns = file.schema_arrow.names
@@ -44,7 +44,7 @@ def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tupl
                     if record is not None:
                         yield record, at
         except InputError:
-            raise  # of a row, by `on_bad`, or of the file of a URL
+            raise  # raised by `on_bad` for a row, or by a URL's file
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
             reason = str(error).partition("\n")[0]
             where = f"{source.name}: row group {number}"
@@ -53,7 +53,7 @@ def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tupl
 
 
 def _groups_in(file: Any, source: Source) -> Iterator[int]:
-    """Yield the numbers of the row groups of a file or of its part, without adding up the sizes of those before it."""
+    """Yield the numbers of the row groups of a file or of its part, without adding up sizes before the part."""
     row = at = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -90,7 +90,7 @@ def _open(source: Source) -> Any:
 
 
 def _size(group: Any) -> int:
-    """Return the bytes of a row group; 0 without rows, so that it does not matter to which part it belongs."""
+    """Return the compressed size of a row group; 0 if it has no rows, so that it may belong to either part."""
     sizes = (group.column(i).total_compressed_size for i in range(group.num_columns))
     return max(1, sum(sizes)) if group.num_rows else 0
 
@@ -114,7 +114,7 @@ def _carried(found: dict[str, object]) -> str:
 
 
 def _without_nan(value: object) -> object:
-    """Return a value with null in place of each number that JSON does not have."""
+    """Return a value with null in place of each number that JSON cannot hold."""
     if isinstance(value, dict):
         return {name: _without_nan(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -40,7 +40,7 @@ class Record:
             numbers keep all their digits.
         chunk: if `text` is a chunk of a longer text, its place there; else None.
         id: what to call the record: the value of the field that was chosen as id, or the id that is stored with a
-            vector; None for its place.
+            vector; None to call it by its place.
         has_text: whether `text` is known; stored vectors may have places only.
     """
 
@@ -68,7 +68,7 @@ class Record:
         )
 
     def place(self) -> dict[str, str | int]:
-        """Return the fields of `PLACE` for this record: path; line, unless None; chunk, start and end of a chunk."""
+        """Return this record's fields named in `PLACE`: path; line, unless None; chunk, start and end of a chunk."""
         place: dict[str, str | int] = {"path": self.path}
         if self.line is not None:
             place["line"] = self.line
@@ -84,14 +84,14 @@ def open_object(fields: dict[str, str]) -> str:
 
 
 def more_fields(fields: str) -> str:
-    """Return an object as `open_object` does, with a comma if another field can only follow after one."""
+    """Return an object without its closing brace, ready for another field: with a comma unless it has no fields."""
     return fields if fields == "{" else f"{fields}, "
 
 
 def missing_field(
     where: str, text_field: str, names: Iterable[str], remedy: str | None = None
 ) -> InputError:
-    """Create the error for a record that has other fields, `names`, but not the field that should hold the text."""
+    """Create the error for a record or table whose fields, `names`, lack the field `text_field`."""
     return InputError(
         where,
         f"has no field {text_field!r}",

@@ -22,7 +22,7 @@ _Row = tuple[
 def table(
     lines: Iterator[Line], source: Source, fields: Fields, delimiter: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
-    """Yield one record per row; arguments as for `read.read`.
+    """Yield one record per row; `fields`, `delimiter` and `on_bad` are as for `read.read`.
 
     A blank line is an empty text if the table has a single column; otherwise it is skipped.
     """
@@ -108,7 +108,7 @@ def _header(
         first: the first row: its line number, its fields, and its error or None.
         source: the file.
         fields: which columns are used.
-        remedy: the advice if the header lacks the text's column; None for the usual advice.
+        remedy: the advice if the header has an error or lacks the text's column; None for the usual advice.
 
     Raises:
         InputError: the row is no header, or lacks a column; the file then has no usable row.

@@ -1,4 +1,4 @@
-"""Read files of URLs such as s3://bucket/a.jsonl, through fsspec and the package that it needs for a scheme."""
+"""Read files at URLs such as s3://bucket/a.jsonl, through fsspec and the package that it needs for the scheme."""
 
 import io
 import re
@@ -19,7 +19,7 @@ _PACKAGES = {
     **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
     **dict.fromkeys(_WEB, "aiohttp"),
 }
-# What a file system may tell about the version of a file.
+# The keys under which file systems tell the version of a file.
 _VERSION = (
     "ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "generation", "VersionId", "LastModified", "last_modified",
     "Last-Modified", "mtime", "updated", "created",
@@ -33,7 +33,7 @@ def scheme_of(path: str) -> str | None:
 
 
 def name_in(path: str) -> str:
-    """Return a path; of the URL of a web page, only what is before its query."""
+    """Return a path; for the URL of a web page, return the URL without its query and fragment."""
     return re.split(r"[?#]", path, maxsplit=1)[0] if scheme_of(path) in _WEB else path
 
 
@@ -42,11 +42,11 @@ class ReadError(InputError):
 
 
 class UrlError(ReadError):
-    """The same for the file of a URL."""
+    """The file of a URL cannot be opened or read."""
 
 
 class UrlFile(io.RawIOBase):
-    """The content of the file of a URL. Each error of reading it is an InputError.
+    """The content of the file of a URL. Every error of the file system is an InputError.
 
     Args:
         url: the URL.
@@ -111,7 +111,7 @@ def status_of(url: str) -> tuple[int | None, str]:
 
 
 def leads_to_many(url: str) -> bool:
-    """Return whether a URL is a pattern or a folder. Of a web server, only what ends with a slash is a folder."""
+    """Return whether a URL is a pattern or a folder. On a web server, only a URL that ends with a slash is a folder."""
     web = scheme_of(url) in _WEB
     if _MAGIC[web].search(url) or url.endswith("/"):
         return True

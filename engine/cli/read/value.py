@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lastword.cli.read.record import missing_field
-from lastword.errors import InputError, lone_surrogate
+from lastword.errors import InputError, lone_surrogate, with_article
 
 
 def text_of(fields: Mapping[str, object], text_field: str, where: str) -> str:
@@ -40,7 +40,7 @@ def find_value(fields: Mapping[str, object], name: str) -> object:
 
 
 def _go_down(fields: Mapping[str, object], name: str) -> tuple[Mapping[str, object], str]:
-    """Return the innermost object that has a field, or lacks it, and the rest of the field's name there."""
+    """Return the innermost object in which to look for a field, and the field's name in that object."""
     while name not in fields:
         head, dot, rest = name.partition(".")
         inner = fields.get(head)
@@ -85,6 +85,8 @@ def _inner_hint(fields: Mapping[str, object], text_field: str) -> str | None:
 
 
 def kind_of_value(value: object) -> str:
-    """Return in words what kind of JSON value a value is."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else kinds.get(type(value), "a number")
+    """Return the kind of a value in words: of JSON, or of another type that Parquet has, such as a date."""
+    kinds = {
+        dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"
+    }  # fmt: skip
+    return "null" if value is None else kinds.get(type(value)) or with_article(type(value).__name__)

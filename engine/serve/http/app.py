@@ -32,7 +32,7 @@ from lastword.serve.service import ONLY_RERANKS, Service
 from lastword.serve.settings import Limits
 from lastword.serve.texts import Prepared
 
-# Short requests are handled in the event loop, without a pool's switches of threads. They have at most this many bytes,
+# Short requests are handled in the event loop, without switching to a pool's thread. They have at most this many bytes,
 # characters to tokenise and numbers in the answer, so that they do not delay other requests for long.
 _SHORT_BODY, _MOST_CHARACTERS, _MOST_NUMBERS = 2_048, 32_768, 16_384
 T = TypeVar("T")
@@ -152,12 +152,12 @@ def _add_refused_route(app: FastAPI, service: Service, path: str) -> None:
 def add_route(
     app: FastAPI, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]
 ) -> None:
-    """Add a route; `openapi.py` says what the OpenAPI document tells about it."""
+    """Add a route; `openapi.py` describes it in the OpenAPI document."""
     app.add_api_route(path, endpoint, methods=[method], name=path, response_class=Response)
 
 
 async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-    """Await `work`; return its response, or that of its error. An unforeseen error becomes a 500 without details."""
+    """Await `work`; return its response or an error response. An unforeseen error becomes a 500 without details."""
     try:
         return await work()
     except ServeError as error:
@@ -254,7 +254,7 @@ async def _compute(
 
 
 def is_short(content: bytes) -> bool:
-    """Return whether a body is small and has few texts, each of which may get a prompt that is as long as the body."""
+    """Return whether a body is small and has few texts, since each text may get a prompt as long as the body."""
     size = len(content)
     return size <= _SHORT_BODY and size * (content.count(b",") + 1) <= _MOST_CHARACTERS
 
@@ -319,7 +319,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_descriptions(app: FastAPI, service: Service) -> None:
-    """Add the GET routes, which describe the server."""
+    """Add the GET routes that describe the server."""
 
     def add(path: str, make: Callable[[Request], Response]) -> None:
         async def endpoint(request: Request) -> Response:

@@ -18,7 +18,7 @@ from lastword.serve.http import page
 from lastword.serve.service import Service
 
 LOG = logging.getLogger("lastword.serve")
-# Bytes of the first line and the headers of a request, together.
+# The most bytes of a request's first line and headers, together.
 HEADER_BYTES = 32 << 10
 _MAX_ID_LENGTH = 128
 # Paths that need no key, for load balancers.

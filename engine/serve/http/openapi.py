@@ -1,4 +1,4 @@
-"""The OpenAPI document: bodies from the models that check them, answers from the return types of what makes them."""
+"""The OpenAPI document: the models that check the bodies, and the return types of the functions that make answers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class Operation:
 
     Args:
         protocols: paths of the routes whose errors it may have, usually its own path alone.
-        answers: types of the answers with status 200: none if the route always refuses, None for one without a body.
+        answers: types of the answers with status 200: empty if the route always refuses; None stands for an answer
+            without a body.
         bodies: models of the bodies that it takes.
         media: media type of the answers.
         errors: statuses of its errors besides those of every route, and of every route with a body.
@@ -54,7 +55,7 @@ class Operation:
 
 
 def answer_type(make: Callable[..., Any]) -> Any:
-    """Return the type of what a function returns."""
+    """Return the return type of a function."""
     return get_type_hints(make, include_extras=True)["return"]
 
 
@@ -73,7 +74,7 @@ _DESCRIPTIONS = (
 
 
 def list_operations() -> dict[tuple[str, str], Operation]:
-    """Return what the document says, by the method in lower case and the path."""
+    """Return what the document says about each route, by its method in lower case and its path."""
     found: dict[tuple[str, str], Operation] = {}
     for path in ("/", *ROUTES):
         protocols = SHARED[path][1] if path in SHARED else (path,)
@@ -134,7 +135,7 @@ def _responses(operation: Operation, schemas: Mapping[Any, Any]) -> dict[str, An
 
 
 def _content(schemas: Iterable[Any], media: str = JSON) -> dict[str, Any]:
-    """Return a content that has one of the schemas."""
+    """Return the `content` of a body or an answer that has one of the schemas."""
     listed: list[Any] = []
     for each in schemas:
         if each not in listed:

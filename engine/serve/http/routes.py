@@ -52,7 +52,8 @@ RERANKINGS = (
     ModelRoute("/score", rerank.ScoreBody, rerank.score_call, rerank.score_render, reranks=True),
 )
 ROUTES = {route.path: route for route in (*EMBEDDINGS, *RERANKINGS)}
-# Paths that take the bodies of several routes: the function that returns the path of the right one, and all of these.
+# Paths that take the bodies of several routes: for each, the function that returns the path of the route for a body,
+# and the paths of all its routes.
 SHARED: dict[str, tuple[Callable[[object], str], tuple[str, ...]]] = {
     "/": (tei.dispatch, ("/embed", "/similarity", "/rerank", "/v1/rerank")),
     "/rerank": (rerank.rerank_path, ("/rerank", "/v1/rerank")),

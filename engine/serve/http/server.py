@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def _log_ready(self) -> None:
-        """Log the notices about the models, and which are served; called in the thread of a model."""
+        """Log the notices about the models, and the names of those served; called in the thread of a model."""
         if self.service.draining:
             return
         fields: dict[str, object] = {}
@@ -183,7 +183,7 @@ class Connection(H11Protocol):
         self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers; uvicorn's own, for idle connections, would keep a lost one in memory until it ends."""
+        """Stop the timers. uvicorn's timer for idle connections would keep a lost one in memory while it runs."""
         super().connection_lost(exc)
         self._stop_timer()
         self._unset_keepalive_if_required()

@@ -54,7 +54,7 @@ OnlyFalse = Annotated[
 
 
 def _allow_null(schema: dict[str, Any]) -> None:
-    """Add to the JSON schema of a body that null is allowed in fields that may be left out, known or not."""
+    """Allow null in the JSON schema of a body: for each field that may be left out, and for unknown fields."""
     required = schema.get("required", ())
     for name, field in schema["properties"].items():
         if name not in required and {"type": "null"} not in field.get("anyOf", ()):
@@ -99,17 +99,19 @@ def read_json(body: bytes) -> object:
 def _may_repeat(body: bytes, value: object) -> bool:
     """Return whether a key may occur twice in one object; orjson would keep the second value without an error.
 
-    Fast, and seldom wrong: each key is counted in the bytes of the whole body, where a text may equal a key. With many
-    keys or an escaped character, the answer is True without counting.
+    Fast, and True without need only seldom: each key is counted in the bytes of the whole body, where a text may equal
+    a key. With many keys or an escaped character, the answer is True without counting. Lists, which may be long, are
+    looked through only if the body has more than one object.
     """
     keys, waiting = Counter[str](), [value]
+    nested = isinstance(value, list) or body.count(b"{") > 1
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
             keys.update(each.keys())  # given the dict itself, a Counter would add the values
             waiting += [inner for inner in each.values() if isinstance(inner, dict | list)]
-        elif isinstance(each, list) and each and isinstance(each[0], dict):
-            waiting += each
+        elif nested and isinstance(each, list):
+            waiting += [inner for inner in each if isinstance(inner, dict | list)]
     if not keys:
         return False
     if len(keys) > _MANY_KEYS or _ESCAPED.search(body) is not None:

@@ -83,8 +83,8 @@ def meta(prepared: Prepared, what: str, **billed: int) -> Meta:
 
     Args:
         prepared: the request's texts or pairs.
-        what: what is cut if it is too long, for the warning.
-        billed: units beside the tokens.
+        what: the protocol's name for the inputs, for the warning about those that were cut.
+        billed: the billed units other than tokens, by name.
     """
     tokens = {"input_tokens": prepared.tokens}
     made: Meta = {

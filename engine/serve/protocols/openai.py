@@ -118,7 +118,7 @@ def render(body: EmbeddingsBody, answer: Answer) -> EmbeddingsAnswer:
 
 
 def usage(prepared: Prepared, computed: int) -> Usage:
-    """Return the counts of a request, of which `computed` tokens were computed."""
+    """Return the counts of a request for which `computed` tokens were computed."""
     return {
         "prompt_tokens": prepared.tokens,
         "total_tokens": prepared.tokens,

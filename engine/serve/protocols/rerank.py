@@ -36,7 +36,7 @@ class Document(Body):
 
 
 class RerankBody(Body):
-    """The body of `POST /rerank` in the protocols of Jina, vLLM and Cohere; the documents are in `documents`."""
+    """The body of `POST /v1/rerank` (Jina, vLLM) and `POST /v2/rerank` (Cohere); the documents are in `documents`."""
 
     model: str | None = None
     query: str

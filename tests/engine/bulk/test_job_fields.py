@@ -71,7 +71,7 @@ def test_bad_ids_are_listed() -> None:
     lines = Path("out/_errors/000000.jsonl").read_text().splitlines()
     errors = [json.loads(line) for line in lines]
     assert [error["line"] for error in errors] == [2, 3, 1005]
-    assert "another kind of id" in errors[2]["error"]
+    assert "a different kind of id" in errors[2]["error"]
     assert pq.read_table("out").column("id").to_pylist()[:2] == [1, 2]
 
 

@@ -150,7 +150,7 @@ def test_files_that_were_lost_or_cut_are_written_again(capfd: pytest.CaptureFixt
     Path("out/part-000005.parquet").write_bytes(b"PAR1")
     assert embed("corpus", "--unit-records", 10) == 0
     err = capfd.readouterr().err
-    assert "2 units to do again: the files are missing or have another size" in err
+    assert "2 units to do again: the files are missing, or their size has changed" in err
     assert "10 of 12 units are done already" in err
     assert "out: complete; 120 texts" in err
     assert contents(Path("out")) == before

@@ -242,7 +242,7 @@ def test_a_unit_that_fails_is_named(cluster, home: Path, out: Path) -> None:
     assert said[1:] == [
         "lastword: unit 3: out/part-000003.parquet: cannot be written; got a folder, expected a file name.",
         *said[2:4],
-        "lastword: out: 1 unit failed on each of 4 attempts. Given again, the command tries them again.",
+        "lastword: out: 1 unit failed on each of 4 attempts. To retry, run the command again.",
     ]
     assert said[2].startswith("lastword: this run: 20 texts, ")
     assert said[3].startswith("lastword: out: 1 unit still to do; 1,180 texts, ")

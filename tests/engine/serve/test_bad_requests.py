@@ -47,6 +47,9 @@ TWICE = {
     "escaped": (b'{"input": "a", "\\u0069nput": "b"}', "input"),
     "inside": (b'{"inputs": {"source_sentence": "a", "sentences": ["b"], "sentences": ["c"]}}', "sentences"),
     "in a list": (b'{"query": "q", "documents": [{"text": "a"}, {"text": "b", "text": "c"}]}', "text"),
+    "after a text in a list": (b'{"documents": ["a", {"text": "b", "text": "c"}]}', "text"),
+    "in a list of lists": (b'{"inputs": [["a", {"text": "b", "text": "c"}]]}', "text"),
+    "in a list alone": (b'[{"text": "b", "text": "c"}]', "text"),
     "among many": (b"{" + b", ".join(b'"%d": 0' % i for i in range(99)) + b', "7": 1}', "7"),
 }  # fmt: skip
 

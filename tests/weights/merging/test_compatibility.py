@@ -41,7 +41,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 # A model that differs from the first, and the error's parts: where, what, got, expected, remedy.
 MISMATCHES = {
     "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json", DIFFER, "vocab_size 600",
-                        "vocab_size 512", "Change the models to one vocabulary first."),
+                        "vocab_size 512", "Change the models to the same vocabulary first."),
     "width": (lambda f, t: model(t, hidden_size=64), "config.json", DIFFER, "hidden_size 64", "hidden_size 32",
               VARIANTS),
     "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json", DIFFER, "num_hidden_layers 3",
@@ -60,7 +60,7 @@ MISMATCHES = {
     "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "model.safetensors: tensor embed_tokens.weight",
               "wrong dtype", "BF16", "F32 as in FIRST", "Set the dtype of the result with dtype: in the recipe."),
     "tokens": (copy_with_other_vocabulary, "tokenizer.json: vocabulary", "differs from", "id ", "id ",
-               "Embedding rows of different tokens would be merged: use models with one tokenizer."),
+               "Embedding rows of different tokens would be merged: use models with the same tokenizer."),
     "gone": (lambda f, t: str(t), "", "no such folder", None, None, None),
     "not-a-tokenizer": (
         lambda f, t: (copy_with_other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
@@ -81,7 +81,7 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
     assert error.what.startswith(what)
     assert error.remedy == remedy
     if mismatch == "tokens":
-        assert error.what == f'differs from {first} in 2 tokens, the first is "a"'
+        assert error.what == f'differs from {first} in 2 tokens, the first being "a"'
         assert int(error.got.removeprefix(got)) != int(error.expected.removeprefix(expected))
     else:
         assert error.got == got

@@ -106,8 +106,8 @@ def unknown(what: str, known: str) -> tuple[str, None, str, str]:
 
 
 REFUSED = [
-    ("", "", "wrong content", "null", "a mapping of names"),
-    ("- a\n- b", "", "wrong content", '["a", "b"]', "a mapping of names"),
+    ("", "", "wrong content", "null", "names with values"),
+    ("- a\n- b", "", "wrong content", '["a", "b"]', "names with values"),
     ("models: [", ":1", "not valid YAML (a value is missing)"),
     ("a: 1\na: 2", ":1", 'key "a" occurs twice', None, "once"),
     (TWO, ": merge_method", "missing", None, "a method's name"),
@@ -115,7 +115,7 @@ REFUSED = [
      "one of linear, multislerp, slerp, task_arithmetic", "Other methods are not supported."),
     ("merge_method: linear", ": models", "missing", None, "a list of models"),
     ("merge_method: linear\nmodels: []", ": models", WRONG, "[]", "a list of models"),
-    ("merge_method: linear\nmodels: [a]", ENTRY, "wrong content", '"a"', "a mapping of names"),
+    ("merge_method: linear\nmodels: [a]", ENTRY, "wrong content", '"a"', "names with values"),
     ("merge_method: linear\nmodels: [{model: 3}]", f"{ENTRY}: model", WRONG, "3", "a folder or a hub id"),
     ("merge_method: linear\nmodels: [{model: a, weight: 1}]", ENTRY,
      *unknown("keys that are not supported: weight", "model, parameters")),
@@ -191,8 +191,8 @@ REFUSED = [
     ("a: 'b", ":1", "not valid YAML (a quote is not closed)"),
     ('a: "\\q"', ":1", "not valid YAML (a backslash before a character that needs none)"),
     ("a: 1\n---\nb: 1", ":2", "not valid YAML (more than one document)"),
-    (LINEAR + "\nparameters: [1]", ": parameters", "wrong content", "[1]", "a mapping of names"),
-    (LINEAR + "\nparameters: []", ": parameters", "wrong content", "[]", "a mapping of names"),
+    (LINEAR + "\nparameters: [1]", ": parameters", "wrong content", "[1]", "names with values"),
+    (LINEAR + "\nparameters: []", ": parameters", "wrong content", "[]", "names with values"),
     ("merge_method: linear\nmodels: [" + "{model: a}," * 257 + "]", ": models", "too many", "257", "at most 256"),
     ('merge_method: linear\nmodels: [{model: "a\\nb"}]', f"{ENTRY}: model", WRONG, '"a\\nb"', NAME),
     ('merge_method: linear\nmodels: [{model: "\\ud800"}]', f"{ENTRY}: model", WRONG, '"\\ud800"', NAME),
