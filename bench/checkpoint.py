@@ -39,7 +39,8 @@ _CLASSIFIER = {
     "id2label": {"0": "LABEL_0"},
     "label2id": {"LABEL_0": 0},
 }
-_ENOUGH = 8192  # more tokens than the merges of WORDS and prompts make, so no word stays split
+# A vocabulary size that is never reached: merging ends when every word of WORDS and of the prompts is one token.
+_ENOUGH = 8192
 _LOG_ODDS = 2.0  # about the standard deviation of a random reranker's log-odds
 _TEXTS = (
     QUERY_PROMPT,
@@ -88,7 +89,7 @@ def make_tokenizer(
 
 
 def word_tokenizer(texts: Iterable[str] = (QUERY_PROMPT,), *, end_token: bool = True) -> Tokenizer:
-    """Train a tokenizer for which each common word is one token, as for Qwen's, with or without a space before it.
+    """Train a tokenizer for which, as for Qwen's, each of `WORDS` is one token, with or without a space before it.
 
     With it, the benchmarks' texts have as many tokens as `bench/models/workloads.py` says.
 
@@ -125,12 +126,12 @@ def make_checkpoint(
     weights: bool = True,
     classifier: bool = False,
 ) -> Path:
-    """Write a whole model folder with random weights, which depend only on sizes, dtype and seed; return the folder.
+    """Write a model folder and return it; the random weights depend only on sizes, `attention_bias`, dtype and seed.
 
     Sizes and other settings are named as in config.json; `vocab_size` None means the number of the tokenizer's tokens.
     `prefix`, the prefix of the tensor names, is `""` or `model.`. If it is `model.` and `tied` is False, there is also
     an `lm_head.weight`. `shards` is the number of weights files; several files get an index. `config_format` is `v4` or
-    `v5`, for transformers 4 or 5. `tokenizer` is one, or a tokenizer.json to copy; None trains a small tokenizer.
+    `v5`, for transformers 4 or 5. `tokenizer` is a Tokenizer, or the path of a tokenizer.json; None trains a small one.
     `weights=False` writes all files but the weights. `classifier=True` makes a reranker with one label.
     """
     folder = Path(folder)
@@ -316,8 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, help="folder to write; model files in it are replaced")
-    parser.add_argument("--like", choices=sorted(SIZES), default="tiny", help="sizes of a model")
-    parser.add_argument("--layers", type=positive, help="cut to this many layers")
+    parser.add_argument(
+        "--like",
+        choices=sorted(SIZES),
+        default="tiny",
+        help="model whose sizes are used; by default tiny",
+    )
+    parser.add_argument("--layers", type=positive, help="number of layers; by default all")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -68,7 +68,7 @@ def measure(
         model: folder or Hugging Face model ID; None for the built-in model.
         device: the device that computes.
         counts: numbers of texts.
-        rounds: number of rounds; every round measures each count once, and medians are returned.
+        rounds: number of rounds; every round times each count, and `tokens_per_second` is the median.
 
     Returns:
         One row per count: texts, tokens, tokens_per_second and peak_bytes.
@@ -80,7 +80,7 @@ def measure(
     embedder.encode(texts[: min(counts)], show_progress_bar=False)
     for _ in range(rounds):
         for n in counts:
-            # Each count is timed over about max(counts) texts in all, because a short time would be mostly noise.
+            # In each round, a count is timed over about max(counts) texts: a short time would be mostly noise.
             calls = max(counts) // n
             began = perf_counter()
             for i in range(calls):

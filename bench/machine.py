@@ -51,7 +51,7 @@ def busy_notice(about: Mapping[str, object]) -> str | None:
 
 @contextmanager
 def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Open a new file for JSON lines during the `with` block.
+    """Open a file for JSON lines during the `with` block; a file that exists is replaced.
 
     Args:
         path: the file; None discards the lines.
@@ -93,7 +93,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
-    """Return the driver version and the power limit from nvidia-smi; None for both if nvidia-smi fails."""
+    """Return the driver version and the power limit from nvidia-smi; None for both on a CPU or if nvidia-smi fails."""
     if device.type != "cuda":
         return None, None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -108,7 +108,7 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
 def _commit() -> tuple[str | None, bool | None]:
     """Return the commit of the git checkout that lastword runs from, and whether files differ from that commit.
 
-    If lastword does not run from a checkout, return the variable LASTWORD_COMMIT (None if it is not set) and None.
+    Outside a checkout, return the environment variable LASTWORD_COMMIT (None if it is not set) and None.
     """
     folder = Path(lastword.__file__).parent
     git = ["git", "-C", str(folder)]

@@ -17,7 +17,7 @@ from lastword.weights import dtype_name
 
 # How many bytes to write before each call on a CPU: more than most last-level caches hold. On a GPU do_bench decides.
 _FLUSH_BYTES = 64 << 20
-_CPU_CALLS = (3, 100)  # least and largest number of calls per measurement
+_CPU_CALLS = (3, 100)  # smallest and largest number of calls per measurement
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
 _GPU_SIDE = 8192
 _ROWS, _INNER, _COLUMNS = 1024, 1024, 6144  # sizes of the matmul on a CPU
@@ -43,7 +43,7 @@ class Peaks:
     """The rates that the device reached in this run.
 
     `bytes_per_s` is the rate of a large copy, counting bytes read and bytes written. `flops_per_s` is the rate of a
-    large matmul of random data, which `matmul` describes.
+    large matmul of random data; `matmul` describes that matmul.
     """
 
     bytes_per_s: float
@@ -123,8 +123,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
     Args:
         device: the device that computes.
-        dtype: dtype of the operands. `torch.int8` (CPU only) means the faster of two matmuls: lastword's, which also
-            rounds the activations to int8, and oneDNN's on numbers that are int8 already.
+        dtype: dtype of the operands. `torch.int8` (CPU only) means lastword's int8 matmul, with activations that are
+            already quantised.
     """
     name = dtype_name(dtype)
     if device.type == "cpu":
@@ -163,7 +163,7 @@ def _best_rate(products: Sequence[Callable[[], object]]) -> float:
 
 
 def read_rate(device: torch.device) -> float:
-    """Return the bytes per second at which a large matrix is read, by a sum or by a product with a vector if faster."""
+    """Return the bytes per second at which the faster of a sum and a matrix-vector product reads a large matrix."""
     size = _GPU_COPY_BYTES if device.type == "cuda" else _CPU_COPY_BYTES
     weight = torch.rand(size // 4 // _INNER, _INNER, device=device)
     x = torch.rand(_INNER, device=device)

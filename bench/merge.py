@@ -127,7 +127,7 @@ def merge(models: Sequence[Path], out: Path) -> None:
 
 
 def check(models: Sequence[Path], out: Path) -> None:
-    """Compare two merged tensors with the formula, rounded once; if one differs, exit without figures."""
+    """Compare two merged tensors with the formula, within one rounding; if one differs, exit without figures."""
     made, *stored = (read_tensors(folder) for folder in (out, *models))
     for name in CHECKED:
         expected = multislerp([map_tensor(each[name], name) for each in stored], WEIGHTS)
@@ -161,8 +161,13 @@ def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[fl
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the models, check a merge, then measure and print."""
     parser = argparse.ArgumentParser(prog="python -m lastword.bench.merge", description=__doc__)
-    parser.add_argument("--like", choices=sorted(SIZES), default="4B", help="sizes of a model")
-    parser.add_argument("--layers", type=int, default=6, help="cut to this many layers")
+    parser.add_argument(
+        "--like",
+        choices=sorted(SIZES),
+        default="4B",
+        help="model whose sizes are used; by default 4B",
+    )
+    parser.add_argument("--layers", type=int, default=6, help="number of layers; by default 6")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where to work; by default the system's temporary folder")

@@ -27,11 +27,11 @@ KERNELS_EXAMPLES = """examples:
   lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
 Before an implementation is timed, it is compared with the fp64 reference of its operation. An
-implementation with wrong results is not timed; if it is lastword's or the function given by --with,
-the exit status is 1. The function given by --with takes the same arguments as the operation in
-lastword.kernels. Times are medians, with the 20th and 80th percentiles. "of peak" is the shortest
-possible time divided by the median. The shortest possible time follows from the bandwidth of a copy
-and the speed of a matmul, both measured in the same run."""
+implementation with wrong results is not timed; if it is lastword's, the function given by --with or
+the candidate `descriptor`, the exit status is 1. The function given by --with takes the same
+arguments as the operation in lastword.kernels. Times are medians, with the 20th and 80th
+percentiles. "of peak" is the shortest possible time divided by the median. The shortest possible
+time follows from the bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
@@ -58,8 +58,8 @@ MODEL_EXAMPLES = """examples:
 Weights are random and created on the device. Texts consist of words of one token each. After the
 times per text length, a breakdown shows where the time goes: by stage from text to vector, and by
 operation within the forward pass. With --quantize, the quantised model is compared with the
-unquantised one on documents, on queries in one call, and on queries one at a time: their times,
-and the cosines between their vectors."""
+unquantised one on documents, on queries in one call, and on queries one at a time: the times of
+both, and the cosines between their vectors."""
 
 
 def positive(text: str) -> int:
@@ -109,8 +109,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=tuple(SIZES),
         metavar="SIZE",
-        help=f"model sizes whose tensor shapes are used ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU, "
-        "0.6B on a CPU",
+        help=f"model sizes whose tensor shapes are used ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU or "
+        "with --compile-only, 0.6B on a CPU",
     )
     parser.add_argument(
         "--tokens",

@@ -20,7 +20,7 @@ SIZES = {
     "4B": Sizes(2560, 9728, 36, 32, 8, 128),
     "8B": Sizes(4096, 12288, 36, 32, 8, 128),
 }
-VOCABULARY = 151_669  # token ids of the real tokenizer
+VOCABULARY = 151_669  # number of token ids of Qwen3's tokenizer
 
 
 def sizes_of(model: str, layers: int | None = None) -> dict[str, Any]:

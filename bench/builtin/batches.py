@@ -1,4 +1,4 @@
-"""Training batches: token ids of texts of similar length and of the queries that they answer, and teacher's vectors.
+"""Training batches: token ids of similarly long texts and of the queries that they answer, and the teacher's vectors.
 
 The same seed gives the same batches, and a run can start at any batch.
 """
@@ -15,7 +15,7 @@ from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT
 # A text counts as at least this many tokens, so that a batch of short texts does not have too many texts.
 TEXT_TOKENS = 19.2
 SORTED_ITEMS = 16_384  # number of items that are sorted by length together
-PROMPTED = 0.25  # share of the short texts that get the query prompt
+PROMPTED = 0.25  # share of the short texts without a query that get the query prompt
 SHORT = 30  # most tokens of a short text
 
 
@@ -83,7 +83,7 @@ def training_batches(
     Args:
         data: the data of all items.
         chosen: indices of the items to use.
-        tokens: number of tokens of a batch's texts, including padding; the queries do not count.
+        tokens: largest number of tokens of a batch's texts, including padding; the queries do not count.
         seed: seed of the order of the items.
         first: number of the batch to start with.
     """

@@ -1,6 +1,6 @@
 """Build the training texts and the held-out texts from the unpacked packages.
 
-`train.jsonl` has one object {"text"} or {"text", "query"} per line, shuffled; the composed texts follow last.
+`train.jsonl` has one object {"text"} or {"text", "query"} per line, shuffled; the composed texts come last.
 `heldout.json` has functions and sentences. All text about one function, command or meaning goes into only one of the
 two files. In addition, training texts that contain a held-out text are dropped.
 """

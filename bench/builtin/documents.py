@@ -69,7 +69,7 @@ def rst_entries(text: str) -> Iterator[Entry]:
 
 
 def rst_paragraphs(text: str) -> Iterator[str]:
-    """Yield a page's paragraphs of prose, without nested directives, code and headings."""
+    """Yield a page's paragraphs of prose, but no nested directives, code or headings."""
     lines = text.splitlines()
     base = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     for block in re.split(r"\n\s*\n", "\n".join(line[base:] for line in lines)):
@@ -121,7 +121,7 @@ _BREAKS = {"PP", "P", "LP", "TP", "IP", "HP", "sp", "RS", "RE", "TQ", "br", "SS"
 
 
 def man_sections(path: Path) -> dict[str, list[str]]:
-    """Read a manual page and return its paragraphs by section title, without listings and tables."""
+    """Read a manual page and return its paragraphs by section title, leaving out listings and tables."""
     raw = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
     sections: dict[str, list[str]] = {}
     paragraphs: list[str] = []

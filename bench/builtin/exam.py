@@ -110,7 +110,7 @@ def scores(answered: ExamVectors, agreed: Tensor, width: int | None = None) -> d
 
 
 def agreement(vectors: Tensor, reference: Tensor) -> float:
-    """Return Spearman's correlation between two models' cosines of the same PAIRS random pairs of rows."""
+    """Return Spearman's correlation between two models' cosines of the same random pairs of rows (about PAIRS)."""
     generator = torch.Generator().manual_seed(SEED)
     a, b = torch.randint(len(vectors), (2, PAIRS), generator=generator)
     a, b = a[a != b], b[a != b]

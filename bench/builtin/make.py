@@ -2,7 +2,7 @@
 
     python -m lastword.bench.builtin.make --cache .builtin
 
-This needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Each part of the work
+This needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Each step except `ship`
 stores its output in the cache folder and is skipped if the output exists, so a stopped run can be continued. Training
 saves its state every 25 steps and continues from the last save. The result is written to `weights/builtin/`.
 """
@@ -83,9 +83,10 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """Runs the trainings: first of the model `START`, then of one model per bag, which continues from it.
+    """Trains the model `START`, then one model per bag, each of which continues from it.
 
-    All use the same tokenizer, teacher's vectors, basis of these vectors, and held-out sentences for the log.
+    All trainings share the tokenizer, the teacher's vectors, the basis of these vectors, and the held-out sentences for
+    the log.
     """
 
     def __init__(self, cache: Path, teacher: Path) -> None:

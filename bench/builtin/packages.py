@@ -26,7 +26,7 @@ def fetch_texts(cache: Path) -> Path:
         if shutil.which(tool) is None:
             sys.exit(
                 f"make.py: {tool}: not found; the texts are Debian packages ({', '.join(DEBIAN)}). "
-                "Run this step on Debian or Ubuntu, or copy its cache folder from there."
+                "Run this step on Debian or Ubuntu, or copy the cache folder from such a machine."
             )
     root.mkdir(parents=True, exist_ok=True)
     for package in DEBIAN:

@@ -1,7 +1,7 @@
 """Make the shipped folder from the trained models: merge them, evaluate every candidate in bf16, keep the best.
 
-The model card describes the model, how it was made, its texts and their licences, and its scores. Every figure in the
-card comes from the run that wrote the card.
+The model card describes the model, how it was made, its texts and their licences, and its scores. The table of scores
+comes from the run that wrote the card.
 """
 
 import json
@@ -21,7 +21,7 @@ from lastword.bench.merge import multislerp
 from lastword.weights import dtype_name, write_safetensors
 
 MERGE = "merge"
-CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one per part, with equal weight
+CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one per part of the exam, with equal weight
 
 
 def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out: Path) -> str:

@@ -1,8 +1,8 @@
 """The student before training: its word pieces, its sizes and its initial weights, which take the mean of word vectors.
 
-The token table starts as the teacher's vectors of the word pieces, in a basis ordered by variance (PCA). The value and
-output projections of the first layers start as the identity, so at first the end token's vector is the mean of the
-vectors of the text's word pieces.
+The token table starts as the teacher's vectors of the word pieces, in a basis of principal directions (`train.basis`).
+The value and output projections of the first layers start as the identity, so at first the end token's vector is the
+mean of the vectors of the text's word pieces.
 """
 
 from collections import Counter
@@ -99,7 +99,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
     """Create transformers' Qwen3Model in fp32 with its initial weights.
 
     Args:
-        rows: [V, C] from `token_rows`; row 0, that of the end token, is replaced by a small random vector.
+        rows: [V, C] from `token_rows`; row 0, the end token's, is replaced by a small random vector.
         seed: seed of the other initial weights.
     """
     from transformers import Qwen3Config, Qwen3Model

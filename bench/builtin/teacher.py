@@ -34,7 +34,7 @@ class Teacher:
         self.model = SentenceTransformer(str(folder), device="cpu").to(dtype)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts; longer ones are cut at the teacher's 256 word pieces."""
+        """Embed texts; a text of more than 256 word pieces, the teacher's limit, is cut."""
         vectors: Tensor = self.model.encode(
             list(texts), batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False
         )

@@ -121,7 +121,7 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
 def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka widths k.
 
-    Direction: 1 - cosine between the vector and the teacher's vector, expressed in its first k principal directions.
+    Direction: 1 - cosine between the vector and the teacher's vector in the first k principal directions.
     Matrix:    mean squared difference between the cosines of all pairs in the batch and the teacher's cosines.
     Answer:    cross-entropy of each query over the batch's texts; the target is half the teacher's softmax and half
                the text that answers the query.

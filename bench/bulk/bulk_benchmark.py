@@ -25,7 +25,7 @@ from lastword.bench.memory import held_bytes
 from lastword.errors import ConfigError
 
 _ROWS, _ROWS_WITH_MODEL = 2000, 400
-_COMPARED, _TOLERANCE = 20, 1e-3  # texts whose vectors are compared, and their largest difference
+_COMPARED, _TOLERANCE = 20, 1e-3  # number of texts compared, largest difference allowed
 _WORDS = 75  # about 100 tokens
 _UNITS = 20  # of a job, about
 _MEMORY_STEPS = (1, 10)  # tenths of the rows, for the scenario memory
@@ -63,7 +63,7 @@ class Setting:
         return path
 
     def run(self, way: str, path: Path, out: Path, threads: int) -> dict[str, Any]:
-        """Embed a file in one way, a job or one of `child.WAYS`, in a process of its own; return its figures."""
+        """Embed a file in a process of its own, by a job or in one of `child.WAYS`; return the figures."""
         if way == "job":
             return Process(self, path, out, threads).wait()
         command = [
@@ -90,7 +90,7 @@ class Setting:
         return found
 
     def new_folder(self) -> Path:
-        """Return the path of an output that does not exist yet."""
+        """Delete the previous output, if there is one, and return the path for the next."""
         out = self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class Process:
         end of the first unit to the end of the last, divided by the units in between.
 
         Raises:
-            ConfigError: it failed; the error has its last lines.
+            ConfigError: the job failed; the error has the last lines of its stderr.
         """
         process, seconds, peak, rows = self._process, 0.0, 0, 0
         ends = []
@@ -188,7 +188,7 @@ def _compare(setting: Setting, ways: Sequence[str]) -> None:
 
 
 def encode(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Compare a job, and the other libraries, with `encode`, alternated; a file of new texts in every round."""
+    """Time `encode`, a job and the other libraries in alternation, on new texts in every round."""
     threads = torch.get_num_threads()
     ways = ["encode", "job", *dict.fromkeys(setting.args.beside)]
     _compare(setting, ways)
@@ -216,7 +216,7 @@ def encode(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _vllm(setting: Setting, path: Path) -> float:
-    """Return the seconds of vLLM's run-batch, less those for one text, which are mostly its start."""
+    """Return the seconds of vLLM's run-batch, less its seconds for one text, which are mostly its start."""
     seconds = []
     lines = path.read_text().splitlines()
     for part in (lines[:1], lines):
@@ -263,7 +263,7 @@ def _vllm(setting: Setting, path: Path) -> float:
 
 
 def workers(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Compare one worker of one thread with two, which share a job, and with one worker of two threads."""
+    """Compare one worker with one thread, two such workers that share a job, and one worker with two threads."""
     cases = {
         "1 worker, 1 thread": (1, 1),
         "2 workers, 1 thread each": (2, 1),
@@ -331,7 +331,7 @@ def ray(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def memory(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Show the peak memory of jobs of a tenth of the texts, all of them, and ten times as many (twice with --model)."""
+    """Measure a job's peak memory for a tenth of the texts, all of them, and ten times (--model: twice) as many."""
     for tenths in (*_MEMORY_STEPS, 100 if setting.args.model is None else 20):
         rows = max(1, setting.rows * tenths // 10)
         found = setting.run(

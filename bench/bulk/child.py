@@ -1,4 +1,4 @@
-"""Embed a file of JSON lines in one of several ways, as a process of its own; print the times as a line of JSON.
+"""Embed a file of JSON lines in one of several ways, as a process of its own; print the figures as a line of JSON.
 
     python -m lastword.bench.bulk.child WAY IN OUT MODEL THREADS
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Returns the seconds for opening the model, and a function that counts the rows written.
+# Returns the seconds of preparation, which do not count, and a function that counts the embedded rows.
 Way = Callable[[str, str, str], tuple[float, Callable[[], int]]]
 
 
@@ -35,7 +35,7 @@ def encode(path: str, _out: str, model: str) -> tuple[float, Callable[[], int]]:
 
 
 def pandas(path: str, out: str, model: str) -> tuple[float, Callable[[], int]]:
-    """Embed with sentence-transformers a data frame of pandas, and write it to a Parquet file."""
+    """Embed a pandas data frame with sentence-transformers, and write it to a Parquet file."""
     import pandas as pd
     from sentence_transformers import SentenceTransformer
 

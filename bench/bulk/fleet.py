@@ -1,7 +1,7 @@
 """Compute and simulate a job of a billion texts on many GPUs, from measured numbers and stated assumptions.
 
-Units are given to whichever GPU is free, as locks or Ray do, or in fixed shares, as --rank and --world do. Some GPUs
-are slow, and nodes fail: the unit that a GPU of a failed node works on is begun again, and the node comes back later.
+Units go to whichever GPU is free, as with locks or Ray, or in fixed shares, as with --rank and --world. Some GPUs are
+slow, and nodes fail: the unit that a GPU of a failed node works on is begun again, and the node comes back later.
 """
 
 import heapq
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-_TEXTS, _TOKENS, _BYTES = 1_000_000_000, 300, 1_200  # of the corpus; per text; per text
+_TEXTS, _TOKENS, _BYTES = 1_000_000_000, 300, 1_200  # texts in all, tokens and bytes per text
 _UNIT = 50_000  # texts
 _PARAMETERS = 3.6e9  # of Qwen3-Embedding-4B without the table of embeddings
 _FLOPS, _SHARE = (
@@ -22,7 +22,7 @@ _FLOPS, _SHARE = (
 _WIDTH, _ELEMENT = 2560, 2  # float16 vectors
 _PER_NODE = 8  # GPUs
 _SLOW, _SLOWNESS = 0.01, 2.0  # share of slow GPUs, and how many times as long they take
-_SPREAD = 0.03  # of the time of a unit, as a share
+_SPREAD = 0.03  # spread of a unit's time, as a share of it
 _FAILURE_HOURS, _REPAIR_HOURS = (
     1000.0,
     0.5,
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def fleet() -> Iterator[dict[str, Any]]:
-    """Yield the assumptions, then what they say for 8 and 512 GPUs."""
+    """Yield the assumptions, then the results of simulating 8 and 512 GPUs."""
     flops = 2 * _PARAMETERS * _TOKENS  # per text; attention adds some 3 % at 300 tokens
     rate = _FLOPS * _SHARE / flops  # texts per second and GPU
     tokenized = _tokens_per_core()

@@ -1,8 +1,8 @@
 """The baselines of each operation: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
 Candidates for lastword's own kernels (`FORMS`) are included. All baselines and candidates take the same inputs. If one
-needs a different layout, the inputs are converted before the clock starts. Any of them may be missing, or may refuse a
-shape, dtype or device; the caller turns such an exception into a line that gives the reason.
+needs a different layout, the inputs are converted before the clock starts. One that is missing, or refuses a shape,
+dtype or device, raises an exception, which the caller turns into a line that gives the reason.
 """
 
 import inspect
@@ -34,7 +34,7 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
         chosen: names of `BASELINES` and `FORMS`.
 
     Returns:
-        A function from inputs to an `Implementation`, by name.
+        For each name, a function that turns inputs into an `Implementation`.
     """
     found: dict[str, Prepare] = {
         "eager": lambda inputs: _eager(case, inputs),
@@ -67,7 +67,7 @@ def _eager_function(case: Case, inputs: CaseInputs) -> Callable[..., Any]:
 
 def _eager(case: Case, inputs: CaseInputs) -> Implementation:
     if inputs.tensors()[0].device.type == "cpu":
-        raise DeviceError("cpu", "lastword runs this same implementation here")
+        raise DeviceError("cpu", "lastword itself runs eager PyTorch here")
     dense = inputs.dense()
     return wrap_operation(_eager_function(case, dense), dense)
 

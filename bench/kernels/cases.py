@@ -207,7 +207,7 @@ def _attention(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Case:
-    """Make the case of attention, on views of the fused projections like those in the forward."""
+    """Make the case of attention, on views of fused projections, as in the forward."""
     H, KH, D = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
     final = op == "final_attention"
     T, N = batch.work.tokens, batch.work.finals

@@ -1,4 +1,4 @@
-"""Attention over a forest in the form that PyTorch runs fastest on a GPU: one SDPA call per group of equal segments.
+"""Attention over a forest in PyTorch's fastest form for a GPU: one SDPA call per group of segments of equal shape.
 
 This is a baseline for benchmarks. The CPU implementation (`kernels/cpu.py`) computes tiles of 64 query rows, which
 would take hundreds of launches on a GPU.

@@ -1,8 +1,9 @@
 """The gate before each measurement: compare an implementation's outputs with those of the fp64 reference.
 
-Output memory is filled with NaN before the call, and tensors that a call may change in place are compared too. Two
-bounds are checked. No element's error may exceed twice the largest error of the CPU implementation in the same dtype,
-plus `FLOOR`. No row's RMS error may exceed a share of the row's RMS, `ROW_ERROR`.
+During the call, memory that the implementation allocates is filled with NaN, except for baselines. Tensors that a call
+may change in place are compared too. Two bounds are checked. No element's error may exceed twice the largest error of
+the CPU implementation in the same dtype, plus `FLOOR` times the largest value. No row's RMS error may exceed a share of
+the row's RMS, `ROW_ERROR`.
 """
 
 import warnings
@@ -19,7 +20,8 @@ from lastword.kernels import cpu, reference
 # The floor, as a share of the largest magnitude in the output: in fp16 and bf16 half a unit in the last place; in fp32
 # the error of a few sums.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-# RMS of a row's error divided by the RMS of the row. Softmax weights and the store round, each by about 2^-9 in bf16.
+# RMS of a row's error divided by the RMS of the row. In bf16, rounding the softmax weights and rounding the result each
+# err by about 2^-9.
 ROW_ERROR = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 Operation = Callable[..., object]
@@ -129,7 +131,7 @@ def _row_error(got: Tensor, truth: Tensor) -> float:
 
 
 def _count_outputs(outputs: list[Tensor]) -> str:
-    return f"{len(outputs)} tensors, the arguments counted"
+    return f"{len(outputs)} tensors including arguments"
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
     Raises:
         ConfigError: options cannot be combined, or a file or function cannot be used.
-        DeviceError: the device is unknown, its memory is too small, or a kernel broke the GPU's context.
+        DeviceError: the device is unknown or has too little memory, or a kernel cannot run on it or broke its context.
     """
     own = _check_arguments(args)
     device = choose_device(args.device)
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _prepare_operation(operation: Callable[..., Any]) -> Prepare:
-    """Return a function from inputs to the operation with these inputs as arguments, ready to run."""
+    """Return a function that turns inputs into an `Implementation` of `operation` on them."""
     return lambda inputs: wrap_operation(operation, inputs)
 
 

@@ -187,7 +187,7 @@ def _note_rows(
 
 
 def _heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Return q [T, H, D], k and v [T, KH, D] as views of one fused projection, like in the forward."""
+    """Return q [T, H, D], k and v [T, KH, D] as views of one fused projection, as in the forward."""
     fused = torch.zeros(T, H + 2 * KH, D, dtype=dtype)
     return fused[:, :H], fused[:, H : H + KH], fused[:, H + KH :]
 

@@ -30,7 +30,10 @@ class Row:
     of_peak: float | None = None
 
     def failed(self, own: str | None) -> bool:
-        """Return whether this row makes the run fail: lastword, the caller's function `own` or a candidate is wrong."""
+        """Return whether this row makes the run fail.
+
+        A candidate fails if it is wrong; lastword and the caller's function `own` also fail if they cannot run.
+        """
         if self.by in FORMS:
             return self.right is False  # a candidate may be unavailable on this device
         return self.by in (OURS, own) and self.right is not True

@@ -25,8 +25,7 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# The parts of a layer, and the functions of `kernels`, that a forward calls, each with the operation that its time
-# counts for.
+# Parts of a layer and functions of `kernels` that a forward calls, and the operation for which the time of each counts.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",

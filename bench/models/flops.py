@@ -36,7 +36,7 @@ class Work:
     tokens: int  # tokens to compute: the number of distinct prefixes
     finals: int  # last tokens to compute: the number of distinct texts
     pairs: int  # (query, key) pairs of causal attention over the distinct prefixes
-    final_pairs: int  # the same pairs, but only for queries of last tokens
+    final_pairs: int  # the number of these pairs whose query is a last token
 
 
 def work(texts: Iterable[Sequence[int]]) -> Work:
@@ -58,7 +58,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Return the floating-point operations that each kind of matmul, and attention, need in all layers together."""
+    """Return the floating-point operations of each kind of matmul, and of attention, in all layers together."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size

@@ -2,8 +2,8 @@
 
     python -m lastword.bench.models.host --length 32
 
-Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. The tokenizer is
-that of `--tokenizer FOLDER`. By default it is Qwen's if LASTWORD_TEST_DATA is set, otherwise a synthetic one, which is
+Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. `--tokenizer
+FOLDER` sets the tokenizer. By default it is Qwen's if LASTWORD_TEST_DATA is set, otherwise a synthetic one, which is
 faster. In `encode`, the tokenizer runs without Python's interpreter lock, on all cores that the process may use. The
 other two steps hold that lock, and run while a GPU computes the previous batch.
 """
@@ -28,7 +28,7 @@ from lastword.errors import LastwordError
 from lastword.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
-_VOCABULARY = 1 << 20  # more than any tokenizer has
+_VOCABULARY = 1 << 20  # more token ids than any tokenizer has
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m lastword.bench.models.host", description=__doc__
     )
     parser.add_argument(
-        "--length", type=int, default=32, help="about how many tokens a text has (32)"
+        "--length", type=int, default=32, help="approximate tokens per text; default 32"
     )
     parser.add_argument(
         "--texts",
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=4096,
         help="number of texts; the default is a full group (4096)",
     )
-    parser.add_argument("--batch", type=int, default=16_384, help="tokens per batch (16384)")
+    parser.add_argument("--batch", type=int, default=16_384, help="tokens per batch; default 16384")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokenizer", type=Path, help="a folder with a tokenizer.json")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from lastword.embedder import Embedder
 from lastword.errors import ConfigError
 from lastword.runtime.device import check_quantize, choose_device, choose_dtype
 
-# Channels of the residual stream that are far larger than the others.
+# Number of channels of the residual stream that have far larger values than the others.
 _OUTLIERS = 8
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
                 "does not go with --quantize",
                 got="both",
                 expected="one of them",
-                remedy="Its texts are documents and queries.",
+                remedy="With --quantize, texts are documents and queries.",
             )
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)

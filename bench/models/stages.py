@@ -1,6 +1,6 @@
 """The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-They take an Embedder whose model runs in this process. Each does the work of that stage of `encode`.
+Each function takes an Embedder whose model runs in this process, and does the work of one stage.
 """
 
 from collections.abc import Iterable, Sequence

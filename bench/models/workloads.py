@@ -40,7 +40,7 @@ FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts to embed or pairs to score, of one kind; `one_by_one`: each is computed in a separate call."""
+    """Texts to embed or pairs to score, of one kind; with `one_by_one`, each is computed in a separate call."""
 
     name: str
     title: str
@@ -68,7 +68,7 @@ def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list
 
 
 def pair_workload(queries: int, documents: int, turn: int = 0) -> Workload:
-    """Make pairs for a reranker: each short query with `documents` documents; lengths are those of `workloads`."""
+    """Make pairs for a reranker: each short query with `documents` documents; lengths are drawn as in `workloads`."""
     rng = random.Random(20_261_130 + turn)  # noqa: S311 - texts, not secrets
     pairs = []
     for _ in range(queries):

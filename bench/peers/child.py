@@ -44,7 +44,7 @@ class Child:
     Args:
         name: name of the library in messages.
         command: program and arguments.
-        environment: variables to change in this process's environment; None removes a variable.
+        environment: variables that differ from this process's environment; None removes a variable.
         log: file for the library's output.
 
     Raises:
@@ -142,7 +142,7 @@ def start(
     device: str = "cpu",
     task: str = EMBED,
 ) -> Child:
-    """Load a library in this interpreter, ready to embed or score.
+    """Start a library in a child process that runs this Python, ready to embed or score.
 
     Args:
         library: lastword, sentence-transformers or llama.cpp.
@@ -163,7 +163,7 @@ def start(
 
 
 def thread_variables(threads: int) -> dict[str, str | None]:
-    """Return the environment variables that give a library's process so many threads."""
+    """Return the environment variables that give a library's process `threads` threads."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
@@ -222,7 +222,7 @@ def _open(
 ) -> "EncodeBytes":
     if library == "llama.cpp":
         return open_model(Path(folder), Path(scratch), threads, precision)
-    # Both compute on OMP_NUM_THREADS threads.
+    # lastword and sentence-transformers compute on OMP_NUM_THREADS threads.
     if task == SCORE:
         encode = (_reranker if library == "lastword" else _cross_encoder)(
             folder, scratch, device, precision

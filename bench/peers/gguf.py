@@ -19,7 +19,7 @@ TYPES = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "8bit": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_BLOCK = 32  # numbers with one scale in Q8_0
+_BLOCK = 32  # numbers that share a scale in Q8_0
 
 
 def refusal(config: ModelConfig, precision: str = "fp32") -> str | None:

@@ -41,7 +41,7 @@ def run_grid(
 
     Args:
         setup: the run's settings.
-        precisions: fp32, bf16 or both.
+        precisions: names of precisions: fp32, bf16 or both.
         rounds: number of timed rounds, in which the two libraries take turns at going first.
         about: facts about the run, for the JSON line.
         show: prints a line of the result.

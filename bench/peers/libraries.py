@@ -30,7 +30,7 @@ from lastword.weights import ModelConfig, read_config, read_embedding_spec
 from lastword.weights.config import CLASSIFIER
 
 OURS = "lastword"
-# The packages that each library needs, the one that computes first. vLLM's packages are in another interpreter.
+# The packages that each library needs. vLLM's packages are in another interpreter's environment.
 PACKAGES = {
     "sentence-transformers": ("sentence_transformers", "transformers"),
     "llama.cpp": ("xllamacpp", "gguf"),
@@ -106,7 +106,7 @@ class Setup:
         return list(self.reranker.tokenizer.prompt_ids(prompt, self.reranker.max_length) or ())
 
     def block_size(self, kind: str) -> int:
-        """Return the tokens of a block of vLLM's prefix cache that finds the prompt of a kind, or 0 if none can."""
+        """Return the block size (tokens) with which vLLM's prefix cache finds a kind's prompt, or 0 if it cannot."""
         return _LEAST_BLOCK if len(self.prompt_ids(kind)) >= _LEAST_BLOCK else 0
 
     def write_texts(self, load: Workload) -> Path:
@@ -125,7 +125,7 @@ class Setup:
 
 
 def chat_template(info: RerankerInfo) -> str:
-    """Return a chat template with which sentence-transformers makes the same text of a pair as lastword does."""
+    """Return a chat template with which sentence-transformers turns a pair into the same text as lastword does."""
     template, instruction = info.template, info.resolve_instruction({})
     query, document = (
         f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first }}}}'
@@ -150,7 +150,7 @@ def pairs_of(info: RerankerInfo) -> Callable[[list[Any], str], list[list[int]]]:
 
 
 def parts_of(info: RerankerInfo, pairs: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the text of each pair in two parts, split after the query: vLLM takes two parts and joins them."""
+    """Split each pair's text after the query; return the first parts and the second parts, which vLLM joins."""
     prompt = info.template.prefix + info.predict_options({}).prompt
     heads = [f"{prompt}{info.template.text(query, '')}" for query, _ in pairs]
     between, suffix = info.template.before_document, info.template.suffix
@@ -175,7 +175,7 @@ def choose_libraries(
     For each library that is left out, `say` is called with a line that gives the reason.
 
     Raises:
-        ConfigError: a requested library cannot take part at any precision, or none can.
+        ConfigError: a requested library cannot take part at any precision, or no library can.
     """
     found: dict[str, list[str]] = {precision: [] for precision in precisions}
     for library in requested or PEERS:
@@ -299,7 +299,7 @@ def open_library(
         precision: fp32, bf16 or 8bit.
         threads: number of threads to compute with.
         longest: number of tokens of the run's longest text.
-        device: the device; None for that of the run.
+        device: the device; None for the run's device.
 
     Raises:
         LastwordError: the library cannot be loaded.

@@ -52,7 +52,7 @@ class WorkloadCost:
 
 
 def workload_cost(setup: Setup, load: Workload) -> WorkloadCost:
-    """Count what a workload needs; the prompt does not count, as if it were kept from an earlier call."""
+    """Count what a workload needs; the prompt counts only in `tokens_requested`, as if kept from an earlier call."""
     ids = setup.tokenize(load.texts, load.kind)
     prompt = setup.prompt_ids(load.kind)
     groups = [[one] for one in ids] if load.one_by_one else [ids]

@@ -100,7 +100,7 @@ def open_model(
 def _settings(
     xllamacpp: Any, model: Path, about: dict[str, Any], threads: int, precision: str
 ) -> Any:
-    """Return llama.cpp's default settings, except that with the precision fp32 nothing is computed below fp32."""
+    """Return llama.cpp's settings for embeddings on a CPU; for the precision fp32, nothing is computed below fp32."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(model)
     settings.embedding = True

@@ -50,16 +50,16 @@ from lastword.runtime.device import choose_device
 from lastword.text.rerank_template import QWEN3_RERANKER
 from lastword.weights import read_config
 
-# Numbers of documents, of short queries, and of queries with one call each: for more than MANY_LAYERS layers, for
-# fewer, and with --quick.
+# Numbers of documents, of short queries, and of queries with one call each: for more than MANY_LAYERS layers, for at
+# most MANY_LAYERS, and with --quick.
 REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
 # Numbers of queries, and of documents per query, with --rerank: in the same three cases, and on a GPU.
 PAIRS, SHALLOW_PAIRS, FEW_PAIRS, ALL_PAIRS = (2, 50), (5, 50), (2, 10), (20, 50)
-MANY_LAYERS = 8  # with more layers, long texts are left out
+MANY_LAYERS = 8  # with more layers on a CPU, long texts are left out
 ROUNDS = 5
 _POSITIONS = 4096
-# Guesses to announce how long a run takes before anything is timed. For each library: by which factor its time is above
-# the limit (`limits.limit`), and how many seconds it takes to start.
+# Guesses from which the length of the run is announced before anything is timed. For each library: its time as a
+# multiple of the limit (`limits.limit`), and how many seconds it takes to start.
 _GUESSES = {
     OURS: (1.5, 15),
     "sentence-transformers": (4, 20),
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show: prints a line.
 
     Returns:
-        The exit status: 1 if vectors differ, or if --grid or --busy find a case where lastword is slower, else 0.
+        The exit status: 1 if vectors or log-odds differ, or --grid or --busy find lastword slower anywhere, else 0.
 
     Raises:
         ConfigError: a requested library cannot take part, or none can; or options cannot be combined.
@@ -209,11 +209,11 @@ def compare(
     Args:
         setup: the run's settings.
         found: the libraries to compare with, by precision.
-        loads: makes the workloads of a round.
+        loads: a function that makes the workloads of a round.
         rounds: number of timed rounds.
-        variants: lastword with other settings, which takes part as a library does.
+        variants: lastword with other settings; each variant takes part like a library.
         busy_loops: number of busy loops that run, for the JSON line.
-        show: prints a line of the table.
+        show: prints the table of one precision.
 
     Returns:
         The values of the JSON line, without the facts of the run (`describe_run`).
@@ -270,7 +270,7 @@ def _longest(setup: Setup, loads: LoadsOf, rounds: int) -> int:
 
 
 def _variants(args: argparse.Namespace) -> list[Contender]:
-    """Return lastword with one thread, for --busy and --scaling, and with a model per core, for --scaling."""
+    """Return lastword with one thread, for --busy and --scaling, and with --threads models, for --scaling."""
     one = [Contender(f"{OURS}, 1 thread", OURS, threads=1)] if args.busy or args.scaling else []
     if not args.scaling:
         return one
@@ -371,7 +371,7 @@ def _checkpoint(
 
 
 def _reranker(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
-    """Make a random reranker of the 0.6B shape, for sequence classification: every library then uses the same row."""
+    """Make a random 0.6B reranker for sequence classification, so every library scores by the same row of weights."""
     real, template = real_tokenizer(), QWEN3_RERANKER
     tokenizer: Path | Tokenizer  # without an end token
     if real is None:

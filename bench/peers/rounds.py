@@ -34,7 +34,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What one row of a workload's result times: a library's process, with or without reuse of a prompt's keys."""
+    """A timed row of a workload's result: a library's process, and whether it may reuse a prompt's keys and values."""
 
     label: str
     child: Child
@@ -120,7 +120,7 @@ class Runner:
 
     @contextmanager
     def _left_out(self, group: Group, label: str) -> Iterator[None]:
-        """Turn an error of another library in the `with` block into a note; an error of lastword is passed on."""
+        """Pass on an error of lastword in the `with` block; turn any other library's error into a note."""
         try:
             yield
         except LastwordError as error:
@@ -198,7 +198,10 @@ def lanes_of(children: Mapping[str, Child], load: Workload, setup: Setup) -> lis
 
 
 def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
-    """Embed a workload with one lane; return vectors, fp32 [N, C], or log-odds of pairs, fp32 [1, N], and seconds."""
+    """Compute a workload in one lane; return the results and the seconds that it took.
+
+    The results are fp32: vectors [N, C], or log-odds of pairs [1, N].
+    """
     path = setup.scratch / "vectors"
     texts = str(setup.write_texts(load))
     answer = lane.child.ask(do="run", texts=texts, save=str(path), cache=lane.cache)
@@ -217,11 +220,11 @@ def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
 def disagreement(accuracy: Accuracy, precision: str, allowed: float = TOLERANCE) -> str | None:
     """Return in words how vectors disagree with the reference; None if they agree.
 
-    In fp32, numbers may differ by `allowed`; at every precision, the cosine must be at least `LEAST_COSINE`.
+    In fp32, numbers may differ by at most `allowed`; at every precision, the cosine must be at least `LEAST_COSINE`.
     """
     if precision == "fp32" and not accuracy.max_abs_difference <= allowed:
         return f"differ by {accuracy.max_abs_difference:.2e}, allowed {allowed:.0e}"
     least = LEAST_COSINE[precision]
     if not accuracy.min_cosine >= least:
-        return f"have a cosine of {accuracy.min_cosine:.4f}, allowed {least}"
+        return f"have a cosine of {accuracy.min_cosine:.4f}, allowed at least {least}"
     return None

@@ -13,7 +13,7 @@ from lastword.bench.peers.rounds import Group
 from lastword.weights import ModelConfig
 
 _FEW_LAYERS = 8
-# Targets for reranking: how many times as long as lastword another library takes.
+# Targets for reranking: how many times as long as lastword another library should take, at least.
 TARGETS = {"sentence-transformers": 3.0, "vllm, no prefix cache": 1.5, "vllm": 1.2}
 _LIMITED_BY = {"matmul": "matmul", "weights": "reading weights"}
 

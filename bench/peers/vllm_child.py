@@ -3,8 +3,8 @@
     PYTHON vllm_child.py FOLDER DTYPE LONGEST TASK OVERRIDES BLOCK
 
 LONGEST is the number of tokens of the longest text, TASK is embed or score, OVERRIDES is vLLM's hf_overrides as JSON,
-BLOCK is the number of tokens of a block of the prefix cache, or 0 for vLLM's default.
-This script imports only vLLM and the standard library, because lastword is not installed in that interpreter.
+and BLOCK is the number of tokens of a block of the prefix cache, or 0 for vLLM's default. This script imports only vLLM
+and the standard library, because lastword is not installed in that interpreter.
 """
 
 import array
@@ -57,7 +57,7 @@ def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(output: Any) -> list[float]:
-    """Return the numbers of one output: those of a vector, or a single score."""
+    """Return the numbers of one output: a vector's numbers, or a single score."""
     return [output.score] if hasattr(output, "score") else output.embedding
 
 

@@ -12,7 +12,7 @@ from lastword.bench.serve.setting import Row, Setting, is_right
 # The server's memory may grow by the larger of these two, because allocators keep some of the memory that they get.
 _MEMORY_BYTES, _MEMORY_SHARE = 16 << 20, 0.05
 _SETTLE_SECONDS = 2.0
-# A request counts as accepted if the server had it for at least so many seconds before SIGTERM.
+# A request whose body was sent at least this many seconds before SIGTERM must not be refused with a 503.
 _ACCEPTED_SECONDS = 0.25
 
 
@@ -101,9 +101,9 @@ def verdicts(sent: Sequence[Sequence[Any]], signalled: float) -> dict[str, int]:
         signalled: the time when SIGTERM was sent.
 
     Returns:
-        The numbers of requests that were "answered"; "refused", with a 503 or because nobody listened; "lost", that is,
-        sent before the signal and not answered, or sent at least `_ACCEPTED_SECONDS` before it and refused; and
-        "unanswered after", that is, sent after the signal and not answered.
+        The numbers of requests that were "answered", with 200 or 429; "refused", with another status, or because nobody
+        listened; "lost", that is, sent before the signal and not answered, or sent at least `_ACCEPTED_SECONDS` before
+        it and refused; and "unanswered after", that is, sent after the signal and not answered.
     """
     found = dict.fromkeys(("answered", "refused", "lost", "unanswered after"), 0)
     for at, status in sent:
@@ -124,7 +124,7 @@ def verdicts(sent: Sequence[Sequence[Any]], signalled: float) -> dict[str, int]:
 def soak(setting: Setting) -> Iterable[Row]:
     """Send mixed traffic for a long time, and watch the server's memory and descriptors.
 
-    Their values in the second half of the time are compared with those after its first tenth.
+    The values in the second half of the time are compared with the values after the first tenth.
     """
     end_after = 60 * setting.args.minutes
     readings: list[tuple[float, int, int]] = []

@@ -21,7 +21,7 @@ ROUTE = "/v1/embeddings"
 MOST_REQUESTS, MOST_SECONDS, MOST_OPEN = 500_000, 900.0, 2_000
 # How many seconds to wait for the last answers.
 _GRACE_SECONDS = 130.0
-# Timers are late by up to a millisecond. Below this rate (requests per second), the last 2 ms are waited for in a busy
+# Timers are late by up to a millisecond. Below this rate (requests per second), the last 2 ms of a wait pass in a busy
 # loop without a timer.
 _SPIN_BELOW, _SPIN_SECONDS = 100.0, 0.002
 
@@ -37,7 +37,8 @@ class Load:
         rate: requests per second.
         count: number of requests.
         fixed: whether the requests are equally far apart; otherwise they are a Poisson process.
-        warm_seconds: requests in so many first seconds are checked, but do not count for latencies and goodput.
+        warm_seconds: length of the warm-up. Requests due in it are checked, but do not count for latencies; answers in
+            it do not count for goodput.
         seed: seed of the drawn times.
         traced: whether to record when each body was sent.
         fields: further fields of every request's JSON body.
@@ -62,7 +63,7 @@ class Load:
 
 @dataclass(slots=True)
 class Sent:
-    """One request and what became of it; times are those of the system's monotonic clock, in seconds."""
+    """One request and what became of it; times are in seconds of the system's monotonic clock."""
 
     due: float  # the drawn time
     late: float  # how many seconds after `due` the generator began to send the request
@@ -189,8 +190,8 @@ def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[
 
     Returns:
         A dict with, among others, `latencies`, in milliseconds, by status; `late_ms`, the p99 of `Sent.late`;
-        `texts_per_s`, from the first request to the last answer; `goodput`, the texts per second answered while
-        requests were being sent.
+        `texts_per_s`, from the first request to the last answer; and `goodput`, the texts per second answered after the
+        warm-up, while requests were being sent.
     """
     counted = [one for one in done if one.due - begin >= load.warm_seconds]
     latencies: dict[str, list[float]] = {}
@@ -216,7 +217,7 @@ def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Return a percentile by the nearest rank; NaN if there are no values."""
+    """Return a percentile, which is one of the values; NaN if there are none."""
     if not values:
         return float("nan")
     ordered = sorted(values)

@@ -65,7 +65,7 @@ class Material:
     ) -> bool:
         """Return whether an answer has the vectors of block number `block`, in order.
 
-        They may be in base64, or lists of numbers, as servers that ignore `encoding_format` send them.
+        The vectors may be in base64, or lists of numbers, as servers that ignore `encoding_format` send them.
         """
         try:
             data = orjson.loads(answer)["data"]

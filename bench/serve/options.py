@@ -19,10 +19,10 @@ EXAMPLES = """examples:
 
 Starts `lastword serve` on a free loopback port, and sends requests to it from a separate process.
 Requests arrive at times drawn in advance, whether or not earlier ones have been answered, and
-latency is measured from these times. Every vector is compared with that of `encode`. Each row of the printed table ends
-with the target and whether it was met. The exit status is 1 if an answer was wrong, an accepted
-request was lost, or memory or file descriptors leaked; a missed target for speed does not change
-it. Needs Linux, and pip install 'lastword[serve,bench]'."""
+latency is measured from these times. Every vector is compared with that of `encode`. Each row of
+the printed table ends with the target and whether it was met. The exit status is 1 if an answer was
+wrong, an accepted request was lost, or memory or file descriptors leaked; a missed target for speed
+does not change it. Needs Linux, and pip install 'lastword[serve,bench]'."""
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:

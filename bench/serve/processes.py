@@ -142,7 +142,7 @@ def wait_for_health(process: "subprocess.Popen[bytes]", url: str, name: str) -> 
 
 @contextmanager
 def stop_at_end(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """At the end of the `with` block, stop a process that leads its own group, and all others of the group."""
+    """At the end of the `with` block, stop `process` and the whole process group that it leads."""
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status: 1 if an answer was wrong, a request was lost, or memory or descriptors leaked, else 0.
 
     Raises:
-        ConfigError: the system is not Linux.
+        ConfigError: the system is not Linux, or options do not fit together.
         LastwordError: the model cannot be opened, or a process died.
     """
     if not sys.platform.startswith("linux"):

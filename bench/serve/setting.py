@@ -16,7 +16,7 @@ from lastword.bench.serve.processes import GeneratorProcess, ServerProcess, serv
 
 # Numbers of documents and of queries: by default, and with --quick.
 COUNTS, QUICK_COUNTS = (1024, 4096), (320, 512)
-# Numbers of a vector by `encode` and by the server may differ by so much: in fp32, and in other dtypes.
+# Largest difference allowed between the numbers of `encode`'s and the server's vectors: in fp32, and otherwise.
 FP32_TOLERANCE, TOLERANCE = 1e-5, 2e-2
 
 

@@ -20,7 +20,7 @@ _SLOW_SHARE = 0.3  # share of the capacity that the normal traffic beside slow c
 
 
 def throughput(setting: Setting) -> Iterable[Row]:
-    """Compare the texts per second of the server with those of `encode`; the two take turns."""
+    """Compare the server's texts per second with `encode`'s; the two take turns."""
     with setting.server() as server:
         for kind in setting.materials:
             yield _throughput(setting, server, kind)
@@ -103,7 +103,7 @@ def _timed_calls(setting: Setting, count: int, seed: int) -> list[float]:
 
 
 def overload(setting: Setting) -> Iterable[Row]:
-    """Send 20 times as many texts as can be embedded; compare the texts answered per second with lower loads."""
+    """Compare the texts answered per second at 20 times the capacity with the best at lower loads."""
     with setting.server("--max-requests", _IN_HAND) as server:
         for kind in setting.materials:
             yield _overload(setting, server, kind)

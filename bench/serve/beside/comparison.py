@@ -1,4 +1,4 @@
-"""Compare the server with others: requests per second, then latency of all at one rate. They take turns."""
+"""Compare lastword's server with others, in turns: first requests per second, then latencies at one rate for all."""
 
 import statistics
 import subprocess
@@ -15,11 +15,11 @@ from lastword.bench.serve.setting import Row, Setting, counts, is_right
 from lastword.errors import ConfigError
 
 OURS = "lastword"
-# How many times as fast as the peer, at least, the server should be.
+# At least how many times as fast as the peer the server should be.
 TARGETS = {"fastapi": 3.0, "vllm": 1.5}
 _MOST = 400.0  # requests per second that no server can answer
 _SHARE = 0.7  # the rate at which latencies are compared, as a share of what the slowest server can answer
-_TOLERANCE = 1e-3  # the peers add up in another order, in fp32 too
+_TOLERANCE = 1e-3  # the peers compute in fp32 too, but add in another order
 _SCRIPT = Path(__file__).with_name("fastapi_server.py")
 
 
@@ -30,7 +30,7 @@ def check(beside: Iterable[str], model: Path | None, python: Path | None) -> Non
         said = "the peers cannot read the built-in model"
         raise ConfigError("--beside", said, expected="a checkpoint folder: --model FOLDER")
     if ("vllm" in beside) != (python is not None):
-        got = "--python without it" if python else "no --python"
+        got = "--python without --beside vllm" if python else "no --python"
         raise ConfigError(
             "--beside vllm", "needs the Python that has vLLM", got=got, expected="--python FILE"
         )
@@ -49,7 +49,7 @@ def command(name: str, folder: Path, port: int, python: Path | None) -> list[str
 
 
 def compare(setting: Setting) -> Iterable[Row]:
-    """Measure queries, one per request: as many as the server can answer, then at a rate that all can bear."""
+    """Measure queries, one per request: first as many as each server can answer, then at a rate that all can bear."""
     with ExitStack() as opened:
         urls = {OURS: opened.enter_context(setting.server()).url}
         for name in setting.args.beside:
@@ -104,7 +104,7 @@ def judge(
     most: dict[str, list[dict[str, Any]]],
     equal: dict[str, list[dict[str, Any]]],
 ) -> Row:
-    """Return the result beside one peer.
+    """Return the row that compares lastword with one peer.
 
     Args:
         name: the peer.

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 
 class Body(BaseModel):
-    """A request; fields that OpenAI's clients send besides are ignored."""
+    """A request; other fields that OpenAI's clients send are ignored."""
 
     input: list[str]
     input_type: str | None = None

@@ -76,7 +76,7 @@ def test_eager_is_refused_on_a_cpu() -> None:
     with pytest.raises(DeviceError) as caught:
         judge(make_case("rms_norm"), "eager")
     assert caught.value.where == "cpu"
-    assert caught.value.what == "lastword runs this same implementation here"
+    assert caught.value.what == "lastword itself runs eager PyTorch here"
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -178,7 +178,7 @@ def test_a_missing_baseline_is_said_once(capfd) -> None:
     assert status == 0
     said = [line for line in out if "not available" in line]
     assert len(said) == 2
-    assert "eager          not available: cpu: lastword runs this same implementation" in said[0]
+    assert "eager          not available: cpu: lastword itself runs eager PyTorch here" in said[0]
     assert "varlen         not available: NotImplementedError: Could not run" in said[1]
     missing = [row for row in rows_of("r.jsonl") if row["by"] == "varlen"]
     assert len(missing) == 4
