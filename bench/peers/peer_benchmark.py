@@ -116,19 +116,14 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         rounds = args.rounds or (1 if args.quick else ROUNDS)
         if args.grid:
             return run_grid(setup, precisions, rounds, about, show, _say, json_only=args.json)
-        with _busy_loops(_BUSY_LOOPS if args.busy else 0):
-            result = compare(
-                setup,
-                found,
-                lambda turn: loads_of(args, layers, device, turn),
-                rounds,
-                _variants(args),
-                busy_loops=_BUSY_LOOPS if args.busy else 0,
-                show=_say if args.json else show,
-            )
+        busy_loops = _BUSY_LOOPS if args.busy else 0
+        loads = partial(loads_of, args, layers, device)
+        with _busy_loops(busy_loops):
+            show_table = _say if args.json else show
+            result = compare(setup, found, loads, rounds, _variants(args), show_table)
     for line in target_lines(result["rows"]):
         (_say if args.json else show)(line)
-    show(json.dumps(about | result))
+    show(json.dumps({**about, "busy_loops": busy_loops, **result}))
     slower = slower_lines(result["rows"]) if args.busy else []
     for line in slower:
         _say(line)
@@ -149,6 +144,9 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
                 got="--beside or --python",
                 expected="neither",
             )
+    if (args.grid or args.busy) and "8bit" in (args.precisions or ()):
+        what = "sentence-transformers has no 8-bit weights"
+        raise ConfigError("--precisions", what, got="8bit", expected="fp32 or bf16")
     on_cpu = device.type == "cpu"
     if args.scaling and (args.threads == 1 or not on_cpu):
         got = f"--threads {args.threads}, {device}"
@@ -200,8 +198,6 @@ def compare(
     loads: LoadsOf,
     rounds: int,
     variants: list[Contender],
-    *,
-    busy_loops: int,
     show: Callable[[str], None],
 ) -> Result:
     """Compare the libraries, one precision after the other.
@@ -212,15 +208,14 @@ def compare(
         loads: a function that makes the workloads of a round.
         rounds: number of timed rounds.
         variants: lastword with other settings; each variant takes part like a library.
-        busy_loops: number of busy loops that run, for the JSON line.
         show: prints the table of one precision.
 
     Returns:
         The values of the JSON line, without the facts of the run (`describe_run`).
     """
     contenders = {
-        each: [Contender(OURS, OURS), *variants, *(Contender(name, name) for name in some)]
-        for each, some in found.items()
+        precision: [Contender(OURS, OURS), *variants, *(Contender(each, each) for each in some)]
+        for precision, some in found.items()
     }
     rates = Rates.measure(list(found), setup.device)
     amounts = {load.name: workload_cost(setup, load) for load in loads(0)}
@@ -248,7 +243,6 @@ def compare(
     return {
         "versions": versions(used, setup.python),
         "threads": setup.threads,
-        "busy_loops": busy_loops,
         "rounds": rounds,
         "flops_per_s": rates.flops_per_s,
         "read_bytes_per_s": rates.read_bytes_per_s,

@@ -279,6 +279,13 @@ def test_scaling_is_refused(words, message, capfd) -> None:
     assert message in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["--grid", "--busy"])
+def test_8_bits_that_the_other_library_lacks_are_refused(mode: str, capfd) -> None:
+    assert main(["bench", "peers", mode, "--precisions", "fp32", "8bit"]) == 2
+    message = "sentence-transformers has no 8-bit weights; got 8bit, expected fp32 or bf16"
+    assert message in capfd.readouterr().err
+
+
 def test_slower_rows_are_named() -> None:
     row = {"title": "documents", "precision": "fp32", "library": ST}
     assert slower_lines([row | {"speedup": 1.0}, row | {"speedup": 2.0}]) == []
