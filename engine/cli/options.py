@@ -118,11 +118,6 @@ def model_argument(given: str) -> str:
     return text_argument(given)
 
 
-def name_argument(given: str) -> str:
-    """Return the text; refuse an empty one, as from an unset shell variable."""
-    return text_argument(path_argument(given))
-
-
 def revision_argument(given: str) -> str:
     """Return the text; refuse an empty one: an unset shell variable must not select the main branch."""
     if not given:

@@ -28,7 +28,7 @@ class PlanSpec:
     bags: Sequence[Bag]
     old_ratio: Fraction  # the percentage of each old dataset that every bag gets
     id_field: str | None  # the field of a row that is its id; None for row numbers
-    by_size: bool  # whether a model's merge weight is its number of rows; otherwise every weight is 1
+    by_size: bool  # whether a model's merge weight is its number of rows; else it is 1
     into: str | None  # an existing model to merge the new ones into
 
 

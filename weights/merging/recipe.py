@@ -68,7 +68,7 @@ class Recipe:
     donor: str  # the model whose configuration, tokenizer and other files are copied
     dtype: torch.dtype | None  # the result's dtype; None keeps the stored dtypes
     parameters: Mapping[str, bool | float]
-    tokenizer: str | None  # the model whose tokenizer is requested; that tokenizer must equal the donor's
+    tokenizer: str | None  # the model whose tokenizer is wanted; it must equal the donor's
     text: str
 
     @property
