@@ -53,7 +53,7 @@ def fleet() -> Iterator[dict[str, Any]]:
         f"measured: one core of this machine tokenises {tokenized:,.0f} tokens/s",
         f"so a GPU embeds {rate:,.0f} texts/s, which are {rate * _TOKENS:,.0f} tokens/s;",
         f"it reads {rate * _BYTES / 1e6:.2f} MB/s and writes {rate * out / 1e6:.2f} MB/s;",
-        f"it keeps {rate * _TOKENS / tokenized:.1f} such cores tokenising",
+        f"it keeps {rate * _TOKENS / tokenized:.2f} such cores tokenising",
         f"in all {_TEXTS * _BYTES / 1e12:.1f} TB in, {_TEXTS * out / 1e12:.1f} TB out, {_TEXTS / _UNIT:,.0f} units",
     ]
     for line in lines:
