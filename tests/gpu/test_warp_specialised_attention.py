@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from helpers.forest_paths import cpu_plan, one_forest
-from helpers.operations import assert_close
+from helpers.kernels.forest_paths import cpu_plan, one_forest
+from helpers.kernels.operations import assert_close
 from torch import Tensor
 
 from lastword.batching.forest import Forest

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import bf16_interpreter
-from helpers.operations import fill_with_nan
+from helpers.kernels import bf16_interpreter
+from helpers.kernels.operations import fill_with_nan
 
 from lastword.kernels import arguments, ops
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from helpers.forest_paths import cpu_plan, one_forest, tables_of
-from helpers.operations import assert_close
+from helpers.kernels.forest_paths import cpu_plan, one_forest, tables_of
+from helpers.kernels.operations import assert_close
 
 from lastword import kernels
 from lastword.kernels import CpuPlan, cpu, reference

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.forest_paths import cpu_plan, one_forest, tables_of
-from helpers.operations import assert_close
+from helpers.kernels.forest_paths import cpu_plan, one_forest, tables_of
+from helpers.kernels.operations import assert_close
 
 from lastword import kernels
 from lastword.bench.kernels import descriptor

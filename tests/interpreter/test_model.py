@@ -44,7 +44,7 @@ def test_model_as_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bfloat16_is_refused() -> None:
-    """Only these tests repair the interpreter (helpers/bf16_interpreter.py)."""
+    """Only these tests repair the interpreter (helpers/kernels/bf16_interpreter.py)."""
     with pytest.raises(ConfigError) as caught:
         arguments.on_triton("rms_norm", torch.ones(2, 80, dtype=torch.bfloat16))
     error = caught.value

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from helpers.kernel_cases import CASES, QUANTIZING, check, check_quantized
-from helpers.kernel_mutants import mutant_of
+from helpers.kernels.cases import CASES, QUANTIZING, check, check_quantized
+from helpers.kernels.mutants import mutant_of
 
 # For each case: what is wrong, and the source with its replacement.
 BOUNDS: dict[str, dict[str, tuple[str, str]]] = {

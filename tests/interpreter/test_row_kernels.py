@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.operations import assert_close, assert_quantized
+from helpers.kernels.operations import assert_close, assert_quantized
 
 from lastword import kernels
 from lastword.kernels import cpu, reference

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.forest_paths import cpu_plan, one_forest
-from helpers.operations import CALLS, FLOOR, QUANTIZING, Call
+from helpers.kernels.forest_paths import cpu_plan, one_forest
+from helpers.kernels.operations import CALLS, FLOOR, QUANTIZING, Call
 from torch import Tensor
 
 from lastword.kernels import cpu, reference

@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.forest_paths import cpu_plan, one_forest, path_rows
-from helpers.operations import ANGLES, CALLS, EPS, FP8, HEADS, KV_HEADS, QUANTIZING, D, normal
+from helpers.kernels.forest_paths import cpu_plan, one_forest, path_rows
+from helpers.kernels.operations import (
+    ANGLES,
+    CALLS,
+    EPS,
+    FP8,
+    HEADS,
+    KV_HEADS,
+    QUANTIZING,
+    D,
+    normal,
+)
 from torch import Tensor
 
 from lastword import kernels

@@ -351,7 +351,10 @@ def test_a_device_that_fails(
     with monkeypatch.context() as changed:
         changed.setattr(Failing, "left", 3)
         found = refused(capfd)
-    assert "device fake: failed; got RuntimeError: CUDA error. The same command goes on" in found
+    assert (
+        "device fake: failed; got RuntimeError: CUDA error. Run the same command again to continue"
+        in found
+    )
     assert OUT.read_bytes() == b"".join(whole.splitlines(keepends=True)[:24])
     assert run() == whole
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.forest_paths import path_rows
+from helpers.kernels.forest_paths import path_rows
 from helpers.project import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st

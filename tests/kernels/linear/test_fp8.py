@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.operations import assert_extreme_rows_are_kept, draw, relative
+from helpers.kernels.operations import assert_extreme_rows_are_kept, draw, relative
 from torch import Tensor
 
 from lastword import ConfigError, DeviceError

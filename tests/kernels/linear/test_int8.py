@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.operations import assert_extreme_rows_are_kept, draw, relative
+from helpers.kernels.operations import assert_extreme_rows_are_kept, draw, relative
 from torch import Tensor
 
 from lastword import ConfigError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.operations import draw, relative
+from helpers.kernels.operations import draw, relative
 
 from lastword.kernels import ObservedLinear, ObservedSwigluLinear
 

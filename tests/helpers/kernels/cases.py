@@ -6,8 +6,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from helpers.forest_paths import cpu_plan, one_forest, tables_of
-from helpers.operations import assert_close, assert_quantized
+from helpers.kernels.forest_paths import cpu_plan, one_forest, tables_of
+from helpers.kernels.operations import assert_close, assert_quantized
 
 from lastword.kernels import cpu, reference
 from lastword.kernels.gpu import (

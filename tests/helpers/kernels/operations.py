@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.forest_paths import cpu_plan, one_forest
+from helpers.kernels.forest_paths import cpu_plan, one_forest
 from torch import Tensor
 
 EPS, HEADS, KV_HEADS, D = 1e-3, 4, 2, 16
