@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests use."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,13 @@ import pytest
 import torch
 
 from lastword.bench.checkpoint import make_checkpoint
+
+# A shell starts background jobs with Ctrl-C switched off, and nohup switches hang-ups off. Tests, and the processes that
+# they start, get both signals as they would in the foreground.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
