@@ -10,8 +10,8 @@ import torch
 
 from lastword.bench.checkpoint import make_checkpoint
 
-# A shell starts background jobs with Ctrl-C switched off, and nohup switches hang-ups off. Tests, and the processes that
-# they start, get both signals as they would in the foreground.
+# A shell starts background jobs with Ctrl-C switched off, and nohup switches hang-ups off. Tests, and the processes
+# that they start, get both signals as they would in the foreground.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
