@@ -9,10 +9,10 @@ from helpers.kernels.mutants import mutant_of
 # For each case: what is wrong, and the source with its replacement.
 BOUNDS: dict[str, dict[str, tuple[str, str]]] = {
     "rms_norm": {
-        "the tail is stored without a mask": (".to(dtype), mask=t_at < C)", ".to(dtype))"),
+        "the row is stored without a mask": (".to(dtype), mask=at < C)", ".to(dtype))"),
     },
     "add_rms_norm": {
-        "the tail is read without a mask": ("residual_ptr, t_at, t_at < C,", "residual_ptr, t_at, t_at < TAIL + C,"),
+        "the row is read without a mask": ("residual_ptr, at, at < C,", "residual_ptr, at, at < BLOCK,"),
     },
     "embed_rms_norm": {
         "the row after the token's": ("tl.load(ids_ptr + number)", "(tl.load(ids_ptr + number) + 1)"),
@@ -24,14 +24,14 @@ BOUNDS: dict[str, dict[str, tuple[str, str]]] = {
     "forest_attention": {"keys after the segment": ("(first + key < high)", "(first + key < high + BLOCK_N)")},
     "final_attention": {"a key after the path": ("inside = at < end", "inside = at <= end")},
     "quantize_rows": {
-        "the tail is stored without a mask": ("y_ptr.dtype.element_ty), mask=t_at < C)", "y_ptr.dtype.element_ty))"),
+        "the row is stored without a mask": ("y_ptr.dtype.element_ty), mask=at < C)", "y_ptr.dtype.element_ty))"),
     },
     "swiglu_quantize": {
         "the tail is stored without a mask": ("y_ptr.dtype.element_ty), mask=t_at < F)", "y_ptr.dtype.element_ty))"),
     },
 }  # fmt: skip
 RACES: dict[str, dict[str, tuple[str, str]]] = {
-    "rms_norm": {"all programs write the first row": ("y_ptr + row + h_at", "y_ptr + h_at")},
+    "rms_norm": {"all programs write the first row": ("y_ptr + row + at", "y_ptr + at")},
     "qk_norm_rope": {"programs share heads": ("tl.program_id(1) * HEADS", "tl.program_id(1) * (HEADS // 2)")},
     "quantize_rows": {"one scale for all rows": ("scale_ptr + row, scale", "scale_ptr, scale")},
     "final_attention, split": {
