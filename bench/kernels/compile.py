@@ -32,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler.compiler import ASTSource
 
+from lastword.bench.kernels.baselines import CHANGES
 from lastword.bench.kernels.inner_loop import (
     InnerLoop,
     estimate,
@@ -51,7 +52,10 @@ TARGETS = {
 }
 MODELS = ("0.6B", "4B", "8B")
 DTYPES = ("bfloat16", "float32")  # the engine's compute dtypes
-CANDIDATES = frozenset({"forest_attention_descriptor"})  # not yet a kernel of lastword
+# Forms that lastword does not use.
+CANDIDATES = frozenset(
+    {"forest_attention_descriptor", *(f"forest_attention {name}" for name in CHANGES)}
+)
 
 Launches = Callable[[str, torch.dtype, str], dict[str, Launch]]
 

@@ -10,6 +10,7 @@ from helpers.kernels.operations import assert_close
 
 from lastword import kernels
 from lastword.bench.kernels import descriptor
+from lastword.bench.kernels.baselines import CHANGES
 from lastword.cli.main import main
 from lastword.kernels import CpuPlan, KernelTables, cpu, reference
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
@@ -179,9 +180,10 @@ BENCH = [
 
 
 def test_it_goes_through_the_benchmark(capfd) -> None:
-    assert main(BENCH) == 0
+    assert main([*BENCH, *CHANGES]) == 0
     lines = [line.split() for line in capfd.readouterr().out.splitlines()]
-    assert [line[1] for line in lines if line[:1] == ["descriptor"]] == ["right:"] * 4
+    for form in ("descriptor", *CHANGES):
+        assert [line[1] for line in lines if line[:1] == [form]] == ["right:"] * 4
 
 
 def test_a_wrong_candidate_fails_the_benchmark(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
