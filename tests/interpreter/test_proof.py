@@ -1,10 +1,14 @@
 """Test the proof: ttsem must stop a kernel that reads or writes outside its tensors, or whose programs race."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.kernels.cases import CASES, QUANTIZING, check, check_quantized
 from helpers.kernels.mutants import mutant_of
+
+from lastword.kernels.gpu import forest_attention
 
 # For each case: what is wrong, and the source with its replacement.
 BOUNDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -58,6 +62,19 @@ def test_an_access_outside_a_tensor_is_found(case: str, name: str, tmp_path: Pat
     with pytest.raises(KernelFault) as caught:
         run(case, *BOUNDS[case][name], tmp_path)
     assert caught.value.fault.kind in ("oob_read", "oob_write")
+
+
+@pytest.mark.skipif(
+    os.environ.get("PROVE_KERNELS") != "pipelined",
+    reason="only for the last IR: make prove-kernels",
+)
+def test_the_last_ir_of_attention_is_executed(executed: list[str]) -> None:
+    _, attend = CASES["forest_attention"]
+    assert bool(attend(forest_attention, torch.Tensor.bfloat16).isfinite().all())
+    assert executed
+    for ir in executed:
+        assert "ttng.warp_group_dot" in ir
+        assert "ttg.async_copy_global_to_local" in ir
 
 
 @pytest.mark.parametrize(("case", "name"), cases(RACES))
