@@ -165,7 +165,7 @@ def _changed(changes: Mapping[str, int], inputs: CaseInputs) -> Implementation:
     found = block_sizes.architecture(q.device)
     if found not in ("sm_90", "interpreter") or (found == "sm_90" and q.dtype == torch.float32):
         raise DeviceError(f"{q.dtype} on {q.device}", "this form is for 16-bit rows on sm_90")
-    return wrap_operation(partial(forest_attention, **changes), inputs)
+    return wrap_operation(partial(forest_attention, changes=changes), inputs)
 
 
 def _liger(name: str) -> Callable[..., Any]:

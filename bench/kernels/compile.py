@@ -178,8 +178,9 @@ def _nvidia_text(tool: str, option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_nvidia_tool(tool), option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(_nvidia_tool(tool)), option, file.name]
+        text: str = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return text
 
 
 def _cuda_usage(cubin: bytes) -> dict[str, int]:
@@ -289,6 +290,8 @@ def loop_line(row: Resources) -> str:
     ]
     if loads := loop.classes.get("load", 0):
         parts.append(f"{loop.load_bytes / loads:.3g} bytes per load")
+    if loop.in_flight:
+        parts.append(f"{loop.in_flight} copies in flight")
     if loop.loop_spills:
         parts.append(f"{loop.loop_spills} spills in a loop")
     if row.programs:

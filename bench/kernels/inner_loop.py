@@ -43,6 +43,8 @@ AMD = {
     "wait": "s_waitcnt",
     "control": "s_cbranch|s_branch|s_endpgm|s_nop",
 }
+# NVIDIA's wait for copies: the number of those that need not have ended.
+_AWAITS = r"DEPBAR\.LE SB0, (0x[0-9a-f]+)"
 # Loops of fewer instructions compute nothing; for example, an endless one follows the end of each program.
 _LEAST = 4
 
@@ -71,7 +73,8 @@ class InnerLoop:
     `classes` has the number of instructions by class, `load_bytes` the bytes that one lane reads from the device's
     memory, and `store_bytes` those that it writes there.
     `loop_spills` is the most reads and writes of spilled registers in any innermost loop; 0 if spills are outside
-    loops, where they cost little.
+    loops, where they cost little. `in_flight` is the number of copies that may still run after the loop has waited for
+    the ones that it needs; 0 if it waits for all of them, or on AMD.
     """
 
     looped: bool
@@ -79,6 +82,7 @@ class InnerLoop:
     load_bytes: int
     store_bytes: int
     loop_spills: int
+    in_flight: int = 0
 
     @property
     def instructions(self) -> int:
@@ -89,6 +93,7 @@ class InnerLoop:
 class _Instruction(NamedTuple):
     name: str
     target: str  # label of a branch's target, or ""
+    line: str
 
 
 def read_sass(text: str) -> InnerLoop:
@@ -112,7 +117,7 @@ def _read(text: str, classes: Mapping[str, str], pattern: str) -> InnerLoop:
         if label:
             labels[label[1]] = len(code)
         elif found:
-            code.append(_Instruction(found[1], found[2] or ""))
+            code.append(_Instruction(found[1], found[2] or "", line))
     loops = _innermost(code, labels)
     counted = [_count(code[start:end], classes) for start, end in loops]
     spills = max((each["spill"] for each in counted), default=0)
@@ -126,6 +131,7 @@ def _read(text: str, classes: Mapping[str, str], pattern: str) -> InnerLoop:
         sum(_bytes(each.name) for each in part if re.match(classes["load"], each.name)),
         sum(_bytes(each.name) for each in part if re.match(classes["store"], each.name)),
         spills,
+        max((int(n, 16) for each in part for n in re.findall(_AWAITS, each.line)), default=0),
     )
 
 

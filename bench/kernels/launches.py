@@ -151,7 +151,7 @@ def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dic
         launches.note("", _attend_by_descriptors, q, k, v, forest)
         if architecture == "sm_90":
             for name, changes in CHANGES.items():
-                changed = partial(forest_attention_kernel.forest_attention, **changes)
+                changed = partial(forest_attention_kernel.forest_attention, changes=changes)
                 launches.note(name, _attend, changed, q, k, v, forest)
     return launches.found
 

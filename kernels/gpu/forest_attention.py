@@ -5,6 +5,7 @@ loaded once for all G heads, and a short segment fills more of a tile. Tiles wit
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import triton
@@ -168,7 +169,12 @@ def _forest_attention_kernel(
 
 
 def forest_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float, **changes: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: KernelTables,
+    scale: float,
+    changes: Mapping[str, int] | None = None,
 ) -> Tensor:
     """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], the heads of a row contiguous.
 
@@ -184,11 +190,8 @@ def forest_attention(
     few_registers = on.startswith("gfx") or q.dtype == torch.float32  # the other form would spill
     blocks = attention_blocks(q.dtype, on, tree=plan.has_ancestors, rows=rows)
     tiles = plan.tiles_of(tile_tokens(blocks, G))
-    form = (
-        blocks
-        | {"TREE": plan.has_ancestors, "TIGHT": plan.has_ancestors and few_registers}
-        | changes
-    )
+    tight = plan.has_ancestors and few_registers
+    form = {**blocks, "TREE": plan.has_ancestors, "TIGHT": tight, **(changes or {})}
     launch(
         _forest_attention_kernel, (len(tiles) * KH,),
         q, k, v, out, tiles, plan.segment_table, scale * math.log2(math.e),

@@ -90,6 +90,10 @@ def test_it_compiles_where_it_runs(rows: list[aot.Resources]) -> None:
     }
     for row in rows:
         assert not row.loop.loop_spills
+        if row.operation.endswith(("stages-2", "before")):
+            assert row.loop.in_flight == 0
+        elif row.operation.endswith("scaled"):
+            assert row.loop.in_flight == 2
         assert not row.serial
         assert row.matrix
         assert row.wide

@@ -54,6 +54,7 @@ def test_the_shortest_inner_loop_with_matrix_instructions() -> None:
         "load": 1, "control": 2, "wait": 1, "barrier": 1, "matrix": 1, "exp": 1, "float": 1, "convert": 1,
     }  # fmt: skip
     assert (loop.instructions, loop.load_bytes, loop.store_bytes) == (9, 16, 0)
+    assert loop.in_flight == 2
     assert loop.loop_spills == 1, "the one in the other loop; that of the prologue does not count"
 
 
