@@ -4,7 +4,8 @@
 # Both install in editable form, once: after an edit nothing is installed anew until pyproject.toml or
 # constraints.txt change. The wheel has its own test, tests/test_install.py.
 # `make prove-kernels` runs the Triton kernels without a GPU, and checks their accesses to memory.
-# `make soak` runs larger counts, 20,000 mutated inputs (tests/fuzz), and repeats the tests under new
+# `make tritons` tests the kernels under each release of Triton that lastword admits.
+# `make soak` does that too, and runs larger counts, 20,000 mutated inputs (tests/fuzz), and repeats the tests under new
 # random seeds, with twenty times as many random cases; `make clean` removes what these made.
 
 PYTHON ?= python3
@@ -12,6 +13,9 @@ SOAK_ROUNDS ?= 3
 WORKERS ?= 2
 FUZZ_CASES ?= 20000
 FUZZ_SEED ?=
+
+# The installed release is tested by `make test`.
+TRITONS := 3.6.0 3.8.0 3.9.0
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -23,7 +27,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 
 NOTES := examples/notes.txt
 
-.PHONY: demo test browser lint types prove-kernels soak clean
+.PHONY: demo test browser lint types prove-kernels tritons soak clean
 
 demo: $(VENV)/.installed
 	@mkdir -p .demo
@@ -68,14 +72,30 @@ types: $(VENV)/.installed-test
 	cd $(VENV)/types && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
-# ttsem executes the IR that Triton compiles for a GPU, and checks every access. Its metadata asks for Python 3.12, but it
-# works with 3.11 too. Where it cannot be installed, the kernels run in Triton's interpreter only.
+# ttsem executes the IR that Triton compiles for a GPU, and checks every access: first the IR before any optimisation,
+# then, of attention, the last one. Its metadata asks for Python 3.12, but it works with 3.11 too. Where it cannot be
+# installed, the kernels run in Triton's interpreter only.
 prove-kernels: $(VENV)/.installed-test
 	@$(INSTALL) --no-deps --ignore-requires-python --upgrade --target $(CURDIR)/$(VENV)/ttsem ttsem==0.1.0 \
 	    || { echo "ttsem cannot be installed: the kernels are not proved"; exit 0; }; \
-	PROVE_KERNELS=1 PYTHONPATH=$(CURDIR)/$(VENV)/ttsem $(PARALLEL) tests/interpreter
+	export PYTHONPATH=$(CURDIR)/$(VENV)/ttsem$${PYTHONPATH:+:$$PYTHONPATH}; \
+	PROVE_KERNELS=1 $(PARALLEL) tests/interpreter && PROVE_KERNELS=pipelined $(PARALLEL) tests/interpreter
 
-soak: $(VENV)/.installed-test
+# The kernels compiled, interpreted and proved under the other releases of Triton that pyproject.toml admits. The
+# interpreter of 3.6 converts arrays of one element to numbers, which NumPy deprecates and, from 2.4 on, refuses.
+tritons: $(VENV)/.installed-test
+	for release in $(TRITONS); do \
+	    folder=$(CURDIR)/$(VENV)/triton-$$release; \
+	    case $$release in 3.6.*) older=numpy==2.3.5;; *) older=;; esac; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $$folder \
+	        triton==$$release $$older || exit 1; \
+	    PYTHONPATH=$$folder $(PARALLEL) tests/kernels tests/bench/kernels || exit 1; \
+	    TRITON_INTERPRET=1 PYTHONPATH=$$folder $(PARALLEL) tests/interpreter \
+	        -W "ignore:Conversion of an array:DeprecationWarning" || exit 1; \
+	done
+	PYTHONPATH=$(CURDIR)/$(VENV)/triton-3.8.0 $(MAKE) prove-kernels
+
+soak: $(VENV)/.installed-test tritons
 	$(BIN)/python tests/fuzz/campaign.py --oracle --cases $(FUZZ_CASES) $(FUZZ_SEED:%=--seed %)
 	$(PYTEST) -q -m soak
 	for seed in $$(seq $(SOAK_ROUNDS)); do \

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace, console: Console) -> int:
-    """Compile every kernel ahead of time and return the exit status: 1 if a kernel spills registers, else 0.
+    """Compile every kernel ahead of time and return the exit status: 1 if a kernel spills in a loop, else 0.
 
     Raises:
         ConfigError: an option is given that makes sense for timed runs only, or Triton is not installed.
@@ -122,7 +122,7 @@ def _compile(args: argparse.Namespace, console: Console) -> int:
         dtypes=[args.dtype] if args.dtype else DTYPES,
         json_file=args.json,
     )
-    spilled = sum(row.spills > 0 for row in rows)
+    spilled = sum(row.loop.loop_spills > 0 for row in rows)
     if spilled:
-        console.say(f"kernels: {spilled} of {len(rows)} spill registers; see the table above")
+        console.say(f"kernels: {spilled} of {len(rows)} spill registers in a loop; see above")
     return 1 if spilled else 0

@@ -11,7 +11,9 @@ from lastword.bench.shapes import SIZES
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
-FORMS = ("descriptor",)  # candidates for lastword's own kernels; timed only if requested by name
+# Other forms of lastword's own kernels, timed only if requested by name. "stages-2" and "scaled" are forest_attention
+# as it was before 2026-11-30: two stages; the softmax scale as a factor of every product. "before" is both.
+FORMS = ("descriptor", "stages-2", "scaled", "before")
 REP_MS = 100
 PEERS = ("sentence-transformers", "llama.cpp", "vllm")
 PRECISIONS = ("fp32", "bf16", "8bit")
@@ -136,8 +138,9 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=BASELINES + FORMS,
         metavar="NAME",
         help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside with no names "
-        "means no baselines. One more, `descriptor`, is lastword's other forest_attention kernel (with tensor "
-        "descriptors, NVIDIA sm_90 and sm_100 only); it runs only if you name it",
+        "means no baselines. More forms of lastword's forest_attention kernel run only if you name them: `descriptor` "
+        "(tensor descriptors, NVIDIA sm_90 and sm_100 only); on sm_90 `stages-2` (two pipeline stages instead of "
+        "three), `scaled` (the softmax scale multiplies every product) and `before` (both)",
     )
     parser.add_argument(
         "--rep-ms",

@@ -74,7 +74,8 @@ class Embedder(EmbedderProperties, Reopenable):
         prompts: prompts by name, added to those of the checkpoint; a prompt of the same name replaces the checkpoint's.
         truncate_dim: number of leading dimensions to keep; the vectors are then scaled to length 1. By default the
             number that the checkpoint sets, or all.
-        cuda_graphs: whether to run small batches on a GPU as CUDA graphs, which gives the same vectors in less time.
+        cuda_graphs: whether `warm_up` records CUDA graphs on a GPU, as which small batches then run: the same vectors
+            in less time.
             Each batch size is recorded when it first occurs; False saves the time and memory of the recordings.
         show_progress_bar: whether to show a bar while the weights load; by default on a terminal, if loading takes more
             than a second.
@@ -192,8 +193,7 @@ class Embedder(EmbedderProperties, Reopenable):
     ) -> Iterator[Tensor]:
         """Yield one vector [dim] per text, in order and in constant memory.
 
-        On a GPU or on several devices, a background thread computes the next vectors while the caller uses one. Do not
-        call `torch.cuda.synchronize` before the last vector: it would abort the recording of a CUDA graph.
+        On a GPU or on several devices, a background thread computes the next vectors while the caller uses one.
 
         Args:
             texts: an iterable of str. The thread that consumes the vectors also reads the texts, up to 16 groups ahead.
@@ -233,11 +233,16 @@ class Embedder(EmbedderProperties, Reopenable):
         )
 
     def warm_up(self) -> None:
-        """Embed a query and a few documents, so that a server answers its first request as fast as later ones.
+        """Do the work that the first calls would do otherwise, so that a server answers all requests equally fast.
 
-        This does the work that the first calls would do otherwise: it starts threads, compiles kernels, records CUDA
-        graphs for these batch sizes, and computes the keys and values of the query prompt.
+        This compiles kernels, embeds a query and a few documents, which starts threads, and computes the keys and
+        values of the query prompt. On GPUs it also records CUDA graphs for small batches, which are launched kernel by
+        kernel before; meanwhile do not call `torch.cuda.synchronize`, which would abort a recording.
+
+        Raises:
+            Exception: what a GPU kernel raises. A graph that cannot be recorded is a warning.
         """
+        self.loop.warm_up()
         self.encode_query("one short query")
         self.encode_document([f"{number}: {'some words ' * 16}" for number in range(8)])
 

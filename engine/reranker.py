@@ -241,7 +241,8 @@ class Reranker(ModelProperties, Reopenable):
         return self.loop.results(queue, report, ScoreTask())
 
     def warm_up(self) -> None:
-        """Score a few pairs, so that a server's first call is as fast as later ones."""
+        """Do the work that the first calls would do otherwise, then score a few pairs; as `Embedder.warm_up`."""
+        self.loop.warm_up()
         self.predict([("one short query", f"{n}: {'some words ' * 16}") for n in range(8)])
 
     def _options(self, function: str, kwargs: PredictKwargs) -> EncodeOptions:

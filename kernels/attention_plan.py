@@ -6,7 +6,7 @@ This module works with the indices of packed rows only and never sees token ids.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,17 @@ class Segments:
     fork: list[int]
     depth: list[int]
     cached: int = 0
+
+    def with_root(self, start: int, length: int) -> "Segments":
+        """Return these segments and one more, without ancestors."""
+        return replace(
+            self,
+            start=[*self.start, start],
+            length=[*self.length, length],
+            parent=[*self.parent, -1],
+            fork=[*self.fork, 0],
+            depth=[*self.depth, 0],
+        )
 
     def to_compute(self) -> list[int]:
         """Return the indices of the segments to compute: all except those of cached prompts."""

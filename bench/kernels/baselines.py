@@ -6,8 +6,9 @@ dtype or device, raises an exception, which the caller turns into a line that gi
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +25,13 @@ from lastword.errors import DeviceError
 from lastword.kernels import cpu, launches_triton
 
 Prepare = Callable[[CaseInputs], Implementation]
+
+# The launch arguments in which the other forms of forest_attention without ancestors differ (`options.FORMS`).
+CHANGES: dict[str, dict[str, int]] = {
+    "stages-2": {"num_stages": 2},
+    "scaled": {"TIGHT": True},
+    "before": {"num_stages": 2, "TIGHT": True},
+}
 
 
 def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
@@ -48,6 +56,7 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
         found["varlen"] = lambda inputs: _varlen(inputs, equal, final=final)
         if not final:
             found["descriptor"] = _descriptor
+            found |= {name: partial(_changed, changes) for name, changes in CHANGES.items()}
     if case.op in _LIGER:
         found["liger"] = _LIGER[case.op]
     return {name: found[name] for name in BASELINES + FORMS if name in found and name in chosen}
@@ -143,6 +152,20 @@ def _descriptor(inputs: CaseInputs) -> Implementation:
     return wrap_operation(
         descriptor.forest_attention_descriptor, replace(inputs, args=(q, k, v, tables, scale))
     )
+
+
+def _changed(changes: Mapping[str, int], inputs: CaseInputs) -> Implementation:
+    """Run forest_attention with other launch arguments; raise a DeviceError if it is not for this device."""
+    q = inputs.args[0]
+    if not launches_triton(q.device):
+        raise DeviceError("cpu", "no Triton kernel runs here")
+    from lastword.kernels.gpu import block_sizes
+    from lastword.kernels.gpu.forest_attention import forest_attention
+
+    found = block_sizes.architecture(q.device)
+    if found not in ("sm_90", "interpreter") or (found == "sm_90" and q.dtype == torch.float32):
+        raise DeviceError(f"{q.dtype} on {q.device}", "this form is for 16-bit rows on sm_90")
+    return wrap_operation(partial(forest_attention, changes=changes), inputs)
 
 
 def _liger(name: str) -> Callable[..., Any]:

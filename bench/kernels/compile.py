@@ -7,7 +7,8 @@
     python -m lastword.bench.kernels.compile --candidate-bounds bench/kernels/resources.toml   and the candidates'
 
 For NVIDIA, registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that comes with
-Triton; for AMD they are read from the notes in the assembly.
+Triton; for AMD they are read from the notes in the assembly. `inner_loop.py` says what the second line of each kernel
+means, and what its estimate assumes.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler.compiler import ASTSource
 
+from lastword.bench.kernels.baselines import CHANGES
+from lastword.bench.kernels.inner_loop import (
+    InnerLoop,
+    estimate,
+    programs_per_multiprocessor,
+    read_amdgcn,
+    read_sass,
+)
 from lastword.bench.kernels.launches import Launch, all_launches
 from lastword.bench.machine import json_lines
 
@@ -43,14 +52,21 @@ TARGETS = {
 }
 MODELS = ("0.6B", "4B", "8B")
 DTYPES = ("bfloat16", "float32")  # the engine's compute dtypes
-CANDIDATES = frozenset({"forest_attention_descriptor"})  # not yet a kernel of lastword
+# Forms that lastword does not use.
+CANDIDATES = frozenset(
+    {"forest_attention_descriptor", *(f"forest_attention {name}" for name in CHANGES)}
+)
 
 Launches = Callable[[str, torch.dtype, str], dict[str, Launch]]
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of one compiled kernel: registers and `spills` (bytes) per thread, `shared` bytes per program."""
+    """The resources of one compiled kernel: registers and `spills` (bytes) per thread, `shared` bytes per program.
+
+    `programs` is the number of programs per multiprocessor and `share` the estimated share of the device's peak, from
+    and to; on AMD they are 0 and None, because they are not read.
+    """
 
     target: str
     model: str
@@ -62,6 +78,9 @@ class Resources:
     matrix: bool  # whether it uses the architecture's newest matrix instructions: wgmma, tcgen05 or mfma
     serial: bool  # whether each wgmma waits for the previous one
     wide: bool  # whether every multiplication by a row width is done in 64 bits
+    loop: InnerLoop
+    programs: int
+    share: tuple[float, float] | None
 
 
 def compile_kernel(launch: Launch, target: str) -> Any:
@@ -84,15 +103,29 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     compiled = compile_kernel(launch, target)
     if TARGETS[target].backend == "cuda":
         usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]
+        loop = read_sass(_nvidia_text("nvdisasm", "-c", compiled.asm["cubin"]))
     else:
         assembly = compiled.asm["amdgcn"]
-        usage = _amd_usage(assembly)
+        usage, loop = _amd_usage(assembly), read_amdgcn(assembly)
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     return Resources(
-        target, "", "", launch.name, **usage, shared=compiled.metadata.shared,
+        target, "", "", launch.name, **usage, shared=shared,
         matrix=any(name in assembly for name in ("wgmma", "tcgen05.mma", "v_mfma")),
         serial="wgmma" in assembly and _serializes(assembly),
         wide=not narrow_products(str(compiled.asm["ttir"]), row_widths(launch)),
+        loop=loop, programs=programs_per_multiprocessor(target, usage["registers"], shared, warps),
+        share=estimate(loop, target, warps=warps, flops=_flops(launch), in_fp32=_in_fp32(launch)),
     )  # fmt: skip
+
+
+def _flops(launch: Launch) -> int:
+    """Return the FLOPs of an iteration of `forest_attention`: two matmuls of BLOCK_M · BLOCK_N · BLOCK_D; else 0."""
+    of = dict(launch.constants)
+    return 4 * of["BLOCK_M"] * of["BLOCK_N"] * of["BLOCK_D"] if "BLOCK_M" in of else 0
+
+
+def _in_fp32(launch: Launch) -> bool:
+    return "*bf16" not in dict(launch.types).values()
 
 
 def row_widths(launch: Launch) -> set[int]:
@@ -141,16 +174,17 @@ def _serializes(ptx: str) -> bool:
     return "wgmma.mma_async instructions are serialized" in warnings
 
 
-def _cuda_usage(cubin: bytes) -> dict[str, int]:
+def _nvidia_text(tool: str, option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [_nvidia_tool("cuobjdump"), "--dump-resource-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        command = [str(_nvidia_tool(tool)), option, file.name]
+        text: str = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return text
+
+
+def _cuda_usage(cubin: bytes) -> dict[str, int]:
+    text = _nvidia_text("cuobjdump", "--dump-resource-usage", cubin)
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
 
@@ -170,13 +204,10 @@ def compile_model(
     target: str, model: str, dtype: str, launches: Launches = all_launches
 ) -> list[Resources]:
     """Compile every launch of one model on one target."""
-    rows = []
-    for operation, launch in launches(model, getattr(torch, dtype), target).items():
-        values = asdict(compile_launch(launch, target))
-        rows.append(
-            Resources(**(values | {"model": model, "dtype": dtype, "operation": operation}))
-        )
-    return rows
+    return [
+        replace(compile_launch(launch, target), model=model, dtype=dtype, operation=operation)
+        for operation, launch in launches(model, getattr(torch, dtype), target).items()
+    ]
 
 
 def compile_all(
@@ -204,12 +235,21 @@ def compile_all(
 
 
 def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
-    """Return the most registers and bytes of shared memory that any model needs, by "target dtype operation"."""
+    """Return the most that any model needs of each resource, by "target dtype operation".
+
+    The resources are registers, bytes of shared memory and, per iteration of the inner loop, instructions, waits and
+    barriers; spilled bytes, and accesses to them in a loop, are there only if a model has any.
+    """
     found: dict[str, dict[str, int]] = {}
     for row in rows:
+        loop = row.loop
+        used = {"registers": row.registers, "shared": row.shared, "instructions": loop.instructions}
+        used |= {f"{kind}s": loop.classes.get(kind, 0) for kind in ("wait", "barrier")}
+        spilled = {"spills": row.spills, "loop_spills": loop.loop_spills}
+        used |= {name: value for name, value in spilled.items() if value}
         bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})
-        for name in ("registers", "shared"):
-            bound[name] = max(bound.get(name, 0), getattr(row, name))
+        for name, value in used.items():
+            bound[name] = max(bound.get(name, 0), value)
     return found
 
 
@@ -233,12 +273,33 @@ HEADER = (
 
 
 def line(row: Resources) -> str:
-    """Format one row of the table."""
+    """Format one row of the table, without its inner loop."""
     matrix = ("serial" if row.serial else "yes") if row.matrix else "-"
     return (
         f"{row.target:8}{row.model:6}{row.dtype:10}{row.operation:28}{row.registers:10}"
         f"{row.spills:8}{row.shared:9}  {matrix}"
     )
+
+
+def loop_line(row: Resources) -> str:
+    """Format what was read of a kernel's inner loop, and the estimate."""
+    loop = row.loop
+    classes = ", ".join(f"{count} {kind}" for kind, count in sorted(loop.classes.items()))
+    parts = [
+        f"{loop.instructions} instructions {'per iteration' if loop.looped else 'in all'}: {classes}"
+    ]
+    if loads := loop.classes.get("load", 0):
+        parts.append(f"{loop.load_bytes / loads:.3g} bytes per load")
+    if loop.in_flight:
+        parts.append(f"{loop.in_flight} copies in flight")
+    if loop.loop_spills:
+        parts.append(f"{loop.loop_spills} spills in a loop")
+    if row.programs:
+        parts.append(f"programs per multiprocessor: {row.programs}")
+    if row.share is not None:
+        low, high = (f"{share:.0%}" for share in row.share)
+        parts.append(f"estimated {high if low == high else f'{low} to {high}'} of peak")
+    return f"        {'; '.join(parts)}"
 
 
 def run(
@@ -262,12 +323,15 @@ def run(
     """
     rows = []
     with json_lines(json_file) as write:
-        show(f"triton {triton.__version__}, compiled ahead of time, not run")
+        show(
+            f"triton {triton.__version__}, compiled ahead of time, not run; estimates assume that loads arrive in time"
+        )
         show(HEADER)
         for row in compile_all(targets, models, dtypes):
             rows.append(row)
             write({"triton": triton.__version__, **asdict(row)})
             show(line(row))
+            show(loop_line(row))
     return rows
 
 

@@ -7,6 +7,7 @@ replaced.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.kernels import descriptor
+from lastword.bench.kernels.baselines import CHANGES
 from lastword.bench.shapes import SIZES
 from lastword.kernels import kernel_tables
 from lastword.kernels.gpu import block_sizes
@@ -147,6 +149,10 @@ def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dic
         forest = _forests()["plain"]
         q, k, v = _heads(forest.tokens_computed, H, KH, D, dtype)
         launches.note("", _attend_by_descriptors, q, k, v, forest)
+        if architecture == "sm_90":
+            for name, changes in CHANGES.items():
+                changed = partial(forest_attention_kernel.forest_attention, changes=changes)
+                launches.note(name, _attend, changed, q, k, v, forest)
     return launches.found
 
 

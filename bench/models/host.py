@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         report("tokenise", lambda: tokenizer.encode(texts, 32_768))
         report("build forests", lambda: _forests(ids, options.batch))
-        forests, packer = _forests(ids, options.batch), Packer(CPU, torch.float32, group=4)
+        forests, packer = _forests(ids, options.batch), Packer(CPU, torch.float32, 4, 1)
         if sum(len(forest.texts) for forest in forests) != len(texts):
             raise RuntimeError("the forests do not contain every text")
         report("pack", lambda: [packer.pack(forest) for forest in forests])

@@ -101,6 +101,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         breakdowns = [row.breakdown for row in rows]
         for line in breakdown_lines([row.length for row in rows], breakdowns):
             show(line)
+        embedder.warm_up()
         for length in _LATENCY_TOKENS:
             latency = measure_latency(embedder, length)
             write({"latency_of": length, **asdict(latency)})

@@ -73,6 +73,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
              f"{about['device']}, {about['threads']} threads, {dtype}")  # fmt: skip
         show(f"{'':18}{'texts':>6}{'plain':>11}{args.quantize:>11}{'speed-up':>10}"
              f"{'mean cosine':>13}{'least':>9}")  # fmt: skip
+        for model in (plain, ours):
+            model.warm_up()
         for load in loads:
             row = compare(plain, ours, load, args.rounds)
             write(row)

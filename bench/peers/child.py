@@ -176,6 +176,7 @@ def _lastword(folder: str, device: str, precision: str) -> "Encode":
 
     quantize = "int8" if precision == "8bit" else None
     model = Embedder(folder, device=device, dtype=DTYPES[precision], quantize=quantize)
+    model.warm_up()
     ways = {"query": model.encode_query, "document": model.encode_document}
     return lambda texts, kind: ways[kind](texts, show_progress_bar=False)
 
@@ -194,6 +195,7 @@ def _reranker(folder: str, _: str, device: str, precision: str) -> "Encode":
 
     quantize = "int8" if precision == "8bit" else None
     model = Reranker(folder, device=device, dtype=DTYPES[precision], quantize=quantize)
+    model.warm_up()
     how: dict[str, Any] = {"activation_fn": _log_odds, "show_progress_bar": False}
     predict: Any = model.predict
     return lambda pairs, _: predict(pairs, **how)

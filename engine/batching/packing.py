@@ -1,8 +1,8 @@
 """Pack a batch for the Triton kernels: all inputs of a forward in one int32 buffer, copied to the device in one piece.
 
-A batch of up to 2,048 rows is padded to a bucket, one of a few sizes. The batches of a bucket differ only in the
-contents of the buffer, so one CUDA graph serves them all. No row of a text reads a padding row. This module knows
-nothing about weights.
+A small batch is padded to a bucket, one of a few sizes. The batches of a bucket differ only in the contents of the
+buffer, so one CUDA graph serves them all. The padding rows form a segment of their own: no row of a text reads them,
+and they hold numbers. This module knows nothing about weights.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,18 @@ from lastword.kernels import AttentionPlan, CpuPlan, KernelTables, attention_til
 from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
 from lastword.kernels.caller_settings import CPU, integers
 
+# Rows and last-token rows of the buckets. Padding last-token rows costs time only in the last layer.
+BUCKET_ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+BUCKET_FINALS = (1, 8, 64)
 # A larger batch is not padded: its kernels take longer than the host needs to launch them.
-MAX_BUCKET_ROWS = 2048
-# Rows of a bucket: one of these while reading the weights takes most of the time, then multiples of a matmul's tile.
-_FEW_ROWS = (16, 32, 64)
-_TILE_ROWS = 128
-# Last-token rows of a bucket: powers of this. Padding them costs time only in the last layer.
-_FINALS_STEP = 4
+MAX_BUCKET_ROWS = BUCKET_ROWS[-1]
+# While a layer's matmuls have at most this many multiply-adds, launching the layer takes longer than computing it, so
+# padding rows cost nothing. Predicted, not measured: 80 µs of launches at 500 TFLOP/s (bench/LOG.md, 2026-11-23).
+_FREE_MULTIPLY_ADDS = 2 * 10**10
+# Up to this many rows the weights are read for longer than they are multiplied, so padding rows cost nothing either.
+_FREE_ROWS = 256
+# In larger buckets, the most padding rows per row of a text.
+_MAX_PADDING = 0.25
 # Alignment of the buffer's parts, in int32 elements: 16 bytes, for which Triton specialises kernels.
 _ALIGN = 4
 
@@ -60,6 +65,15 @@ class ModelInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """A padded size: the rows and last-token rows of its batches, and whether their segments may have ancestors."""
+
+    rows: int
+    finals: int
+    tree: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BucketLayout:
     """The sizes of the buffer's parts, padding included, and what decides how the attention kernels are launched.
 
@@ -72,7 +86,7 @@ class BucketLayout:
         has_ancestors: whether any segment has a parent.
         rows_per_segment: average rows per segment.
         longest_path: upper bound for the number of rows on one path.
-        bucket: True for the layout of a bucket, which many batches share; False for that of a single batch.
+        bucket: the bucket, whose batches share this layout; None for the layout of a single batch.
     """
 
     rows: int
@@ -83,7 +97,7 @@ class BucketLayout:
     has_ancestors: bool
     rows_per_segment: float
     longest_path: int
-    bucket: bool
+    bucket: Bucket | None
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes of ids, positions, last-token rows, and the plan's segments, last-token rows and tiles."""
@@ -105,18 +119,21 @@ class BucketLayout:
     def write(self, forest: Forest, buffer: Tensor) -> None:
         """Write a batch into a buffer [size] on the host.
 
-        A padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0. Padding
-        entries of the plan belong to the last segment, which then has no rows.
+        The padding rows, token 0 at position 0, are a segment of their own, so that attention gives numbers for them
+        too. A padding last-token row is row 0 and sees only that row. Unused tiles and segments have no rows.
         """
-        nothing = (self.segments - 1, 0)
+        every = forest.segments
+        padding = self.rows - forest.tokens_computed
+        if padding:
+            every = every.with_root(forest.tokens_computed, padding)
         buffer.zero_()
         ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
         _fill(ids, forest.ids, 0)
         _fill(positions, forest.positions, 0)
         _fill(final_rows, integers(forest.final_rows), 0)
-        _fill(segments, segment_table(forest.segments), (0, 0, -1, 0))
-        _fill(finals, final_table(forest.segments, forest.final_rows), nothing)
-        _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
+        _fill(segments, segment_table(every), (0, 0, -1, 0))
+        _fill(finals, final_table(every, forest.final_rows), (every.start.index(0), 1))
+        _fill(tiles, query_tiles(every, self.tile_rows), (self.segments - 1, 0))
 
     def read(self, buffer: Tensor) -> ModelInputs:
         """View a buffer [size], on any device, as the inputs of a forward."""
@@ -129,11 +146,21 @@ class BucketLayout:
 
 
 class Packer:
-    """Packs batches for a model that computes in `dtype` on `device` with `group` query heads per KV head."""
+    """Packs batches for a model.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, group: int) -> None:
+    Args:
+        device: where the model computes.
+        dtype: the compute dtype.
+        group: query heads per KV head.
+        layer_weights: number of weights of a layer's matmuls.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, group: int, layer_weights: int
+    ) -> None:
         self._tile_rows = partial(attention_tile_rows, dtype, device, group=group)
         self._pin = device.type == "cuda"
+        self.free_rows = max(_FREE_ROWS, _FREE_MULTIPLY_ADDS // layer_weights)
 
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[BucketLayout, Tensor]:
         """Return the batch's layout and its buffer on the host.
@@ -145,22 +172,30 @@ class Packer:
             forest: the batch.
             pad: whether to pad the batch to a bucket, if one is large enough.
         """
-        bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
-        layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
+        rows, finals = forest.tokens_computed, len(forest.final_rows)
+        tree = forest.segments.has_ancestors()
+        bucket = bucket_of(rows, finals, tree=tree, free_rows=self.free_rows) if pad else None
+        layout = self._exact(forest) if bucket is None else self.bucket_layout(bucket)
+        return layout, self.fill(layout, forest)
+
+    def fill(self, layout: BucketLayout, forest: Forest) -> Tensor:
+        """Return the buffer of a batch in a layout, on the host."""
         buffer = torch.empty(layout.size, dtype=torch.int32, device=CPU, pin_memory=self._pin)
         layout.write(forest, buffer)
-        return layout, buffer
+        return buffer
 
-    def bucket_layout(self, rows: int, finals: int) -> BucketLayout:
-        """Return the layout of the bucket for batches of at most `rows` rows and `finals` distinct texts.
+    def bucket_layout(self, bucket: Bucket) -> BucketLayout:
+        """Return the layout of a bucket.
 
-        Each segment contains the last token of some text, so `finals` segments suffice, and one more for padding.
+        Each segment contains the last token of some text, so `finals` segments suffice for the texts; there is one more
+        for the padding rows, and one without rows.
         """
+        rows, finals = bucket.rows, bucket.finals
         average = rows / finals
-        tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
+        tile_rows = self._tile_rows(tree=bucket.tree, rows_per_segment=average)
         return BucketLayout(
-            rows, finals, finals + 1, min(rows, rows // tile_rows + finals), tile_rows,
-            has_ancestors=True, rows_per_segment=average, longest_path=rows, bucket=True,
+            rows, finals, finals + 2, min(rows, rows // tile_rows + finals + 1), tile_rows,
+            has_ancestors=bucket.tree, rows_per_segment=average, longest_path=rows, bucket=bucket,
         )  # fmt: skip
 
     def _exact(self, forest: Forest) -> BucketLayout:
@@ -171,7 +206,7 @@ class Packer:
         return BucketLayout(
             forest.tokens_computed, len(forest.final_rows), len(segments.start), tiles, tile_rows,
             has_ancestors=tree, rows_per_segment=average, longest_path=segments.longest_path(),
-            bucket=False,
+            bucket=None,
         )  # fmt: skip
 
 
@@ -192,16 +227,39 @@ def check_ids(forest: Forest, vocab_size: int) -> None:
         )
 
 
-def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
-    """Return the rows and last-token rows of the smallest bucket that a batch fits into; None if it fits into none."""
-    if rows > MAX_BUCKET_ROWS:
+def all_buckets(most_rows: int) -> list[Bucket]:
+    """Return the buckets of batches of up to `most_rows` rows, largest first: graphs then need the least memory.
+
+    A batch with one last-token row has one segment, so no bucket is for one with ancestors.
+    """
+    needed = [
+        rows for i, rows in enumerate(BUCKET_ROWS) if i == 0 or BUCKET_ROWS[i - 1] < most_rows
+    ]
+    return [
+        Bucket(rows, finals, tree)
+        for rows in reversed(needed)
+        for finals in sorted({min(finals, rows) for finals in BUCKET_FINALS}, reverse=True)
+        for tree in (True, False)
+        if finals > 1 or not tree
+    ]
+
+
+def bucket_of(rows: int, finals: int, *, tree: bool, free_rows: int) -> Bucket | None:
+    """Return the smallest bucket that a batch fits into; None if there is none, or if padding would cost too much.
+
+    Args:
+        rows: number of packed rows.
+        finals: number of last-token rows.
+        tree: whether any segment has ancestors.
+        free_rows: number of rows up to which padding costs nothing.
+    """
+    bucket_rows = next((each for each in BUCKET_ROWS if rows <= each), None)
+    bucket_finals = next((each for each in BUCKET_FINALS if finals <= each), None)
+    if bucket_rows is None or bucket_finals is None:
         return None
-    whole_tiles = -(-rows // _TILE_ROWS) * _TILE_ROWS
-    bucket_rows = next((few for few in _FEW_ROWS if rows <= few), whole_tiles)
-    bucket_finals = 1
-    while bucket_finals < finals:
-        bucket_finals *= _FINALS_STEP
-    return bucket_rows, min(bucket_finals, bucket_rows)
+    if bucket_rows > free_rows and bucket_rows - rows > _MAX_PADDING * rows:
+        return None
+    return Bucket(bucket_rows, min(bucket_finals, bucket_rows), tree)
 
 
 def recurring_rows(rows: int) -> int:

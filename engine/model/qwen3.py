@@ -21,6 +21,7 @@ need these changes:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,13 +30,13 @@ from torch import Tensor
 
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import ModelInputs, Packer, check_ids
+from lastword.batching.packing import MAX_BUCKET_ROWS, ModelInputs, Packer, all_buckets, check_ids
 from lastword.kernels.caller_settings import default_settings
 from lastword.model.layer import Batch, Layer
 from lastword.model.prompt_cache import MAX_PROMPT_BYTES, KeysValues, PromptCache
 from lastword.model.rope import inverse_frequencies
 from lastword.model.smoothing import Smoothing
-from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
+from lastword.runtime.cuda_graphs import CudaRecorder, Graphs, Recorder
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
 Observer = Callable[[int, Tensor], None]
@@ -54,7 +55,8 @@ class Model:
         dtype: the compute dtype.
         quantize: "int8" quantises the matmuls of all layers (CPU, fp32); "fp8" those of all layers but the first and
             the last (GPU, bf16). Norms and attention stay in the compute dtype.
-        cuda_graphs: replay small batches on a GPU as CUDA graphs; results have the same bits with and without.
+        cuda_graphs: once `warm_up` has recorded them, replay small batches on a GPU as CUDA graphs; results have the
+            same bits with and without.
         score_row: [C], fp32, the row whose dot product with a final state is a reranker's score; None for an embedding
             model.
         loaded: called with 1 after each layer is loaded.
@@ -90,7 +92,7 @@ class Model:
         if kernels.launches_triton(device):
             with default_settings(device):
                 records = cuda_graphs and device.type == "cuda"
-                self.use_packing(CudaCapture() if records else None)
+                self.use_packing(CudaRecorder() if records else None)
 
     def _load_layer(
         self, checkpoint: WeightsSource, i: int, quantize: str | None, smoothing: Smoothing | None
@@ -103,13 +105,49 @@ class Model:
         mode = None if quantize == "fp8" and i in (0, last) else quantize
         return Layer(weights, self.config, i, quantize=mode)
 
-    def use_packing(self, capture: Capture | None) -> None:
-        """From now on, pack batches for the Triton kernels; with `capture`, replay small batches as recorded graphs."""
-        group = self.config.num_attention_heads // self.config.num_key_value_heads
-        self._packer = Packer(self.device, self.dtype, group)
-        self._graphs = capture and Graphs(
-            width=self.config.hidden_size, dtype=self.dtype, device=self.device, capture=capture
-        )
+    def use_packing(self, recorder: Recorder | None) -> None:
+        """From now on, pack batches for the Triton kernels; with `recorder`, `warm_up` records graphs of small ones."""
+        c = self.config
+        group = c.num_attention_heads // c.num_key_value_heads
+        heads = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+        layer_weights = c.hidden_size * (heads + 3 * c.intermediate_size)
+        self._packer = Packer(self.device, self.dtype, group, layer_weights)
+        self._graphs = None
+        if recorder is not None:
+            self._graphs = Graphs(
+                width=c.hidden_size, dtype=self.dtype, device=self.device, recorder=recorder
+            )
+
+    @torch.inference_mode()
+    def warm_up(self, most_rows: int) -> None:
+        """Compile the kernels for small batches and record their graphs, largest first; without packing, do nothing.
+
+        Args:
+            most_rows: maximum rows of a batch.
+
+        Raises:
+            Exception: what the kernels themselves raise.
+        """
+        if self._packer is None:
+            return
+        (forest,) = plan_forests([[0]], 1)
+        layouts = [self._packer.bucket_layout(each) for each in all_buckets(most_rows)]
+        with default_settings(self.device):
+            batches = [(layout, self._packer.fill(layout, forest)) for layout in layouts]
+            if self._graphs is not None:
+                self._graphs.record(self._forward, batches)
+                return
+            for layout, buffer in batches:
+                with suppress(torch.OutOfMemoryError):  # such a batch will be divided
+                    self._forward(layout.read(buffer.to(self.device)))
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes that the graphs of `warm_up` take at most, apart from libraries' workspaces; 0 without graphs.
+
+        The graphs share the activations of the largest. The buffers are small beside them.
+        """
+        return 0 if self._graphs is None else self.token_bytes * MAX_BUCKET_ROWS
 
     @property
     def token_bytes(self) -> int:
@@ -139,8 +177,8 @@ class Model:
                 return self._forward(inputs, observe, prompts)[: len(forest.final_rows)]
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
-            if layout.bucket and self._graphs is not None:
-                return self._graphs.run(self._forward, layout, buffer, finals)
+            if self._graphs is not None and layout in self._graphs:
+                return self._graphs.run(layout, buffer, finals)
             inputs = layout.read(buffer.to(self.device, non_blocking=True))
             return self._forward(inputs, observe)[:finals]
 

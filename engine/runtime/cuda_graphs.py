@@ -1,13 +1,15 @@
 """Small batches as CUDA graphs: the kernel launches of a bucket's forward are recorded once, then replayed by one call.
 
-A graph reads and writes memory at fixed addresses, so each bucket has its own buffers. A batch is copied in, and its
-states are copied out before the next batch. This module knows nothing about texts or weights.
+All graphs are recorded while the model is warmed up, largest first, so that they share the memory of the largest, and
+no request waits for a recording. A graph reads and writes memory at fixed addresses, so each bucket has its own
+buffers. A batch is copied in, and its states are copied out before the next batch. This module knows nothing about
+texts or weights.
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,55 +17,67 @@ from torch import Tensor
 from lastword.batching.packing import BucketLayout, ModelInputs
 from lastword.errors import LastwordWarning
 
-# Runs a function at least once, and returns a function that repeats its work on the same memory.
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
 # Maps inputs to final states [N, C], without reading the inputs on the host.
 Forward = Callable[[ModelInputs], Tensor]
 
 
-class CudaCapture:
+class Recorder(Protocol):
+    """Records the work that a function starts on a device."""
+
+    def rehearse(self, run: Callable[[], None]) -> None:
+        """Run the function where it will be recorded, and wait for its work; what it raises is raised as it is.
+
+        A recording must not compile kernels or allocate a library's workspace; a rehearsal does that.
+        """
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Record the function, and return a function that repeats its work on the same memory.
+
+        Raises:
+            RuntimeError: the function could not be recorded.
+        """
+
+
+class CudaRecorder:
     """Records the kernels that a function launches on the current device. All graphs of one object share a memory pool.
 
-    The function runs once before it is recorded, on the same stream, because a recording must not compile kernels or
-    allocate a library's workspace. During a recording, other threads may use the device, but must not record or call
-    `torch.cuda.synchronize`, since CUDA would then abort the recording.
+    During a recording, other threads may use the device, but must not record or call `torch.cuda.synchronize`, since
+    CUDA would then abort the recording.
     """
 
     _recording = Lock()
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Graphs are kept even if their recording failed: since PyTorch 2.12 a deleted graph frees its stream's cuBLAS
         # workspace, which the other graphs still use.
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        with self._recording:
-            return self._record(run)
-
-    def _record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def rehearse(self, run: Callable[[], None]) -> None:
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
-        graph = torch.cuda.CUDAGraph()
-        self._graphs.append(graph)
-        recording = torch.cuda.graph(
-            graph, self._pool, self._stream, capture_error_mode="thread_local"
-        )
-        # Makes the caller's stream current again at the end, even if the recording fails.
-        with torch.cuda.stream(caller):
-            try:
-                with torch.cuda.stream(self._stream):
-                    run()
-                with recording:
-                    run()
-            finally:  # the first run wrote to memory that the caller's stream may write next
-                caller.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                run()
+        finally:  # it wrote to memory that the caller's stream may write next
+            caller.wait_stream(self._stream)
+        self._stream.synchronize()  # an error of a kernel appears here, not in the recording
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        with self._recording:
+            graph = torch.cuda.CUDAGraph()
+            self._graphs.append(graph)
+            recording = torch.cuda.graph(
+                graph, self.pool, self._stream, capture_error_mode="thread_local"
+            )
+            # Makes the caller's stream current again at the end, even if the recording fails.
+            with torch.cuda.stream(torch.cuda.current_stream()), recording:
+                run()
         return graph.replay
 
 
-@dataclass(frozen=True, slots=True)
-class _Bucket:
+class _Recorded(NamedTuple):
     """One bucket's buffers ([layout.size], int32, for the inputs; [N, C] for the states) and its graph."""
 
     inputs: Tensor
@@ -72,29 +86,37 @@ class _Bucket:
 
 
 class Graphs:
-    """The graphs of one model's forward, one per bucket. A bucket is recorded when its first batch comes.
+    """The graphs of one model's forward, one per bucket.
 
-    This object keeps no reference to the model, so the model's memory is freed with the caller's last reference. There
-    is one exception: a bucket that could not be recorded refers to the forward, and so to the model.
+    This object keeps no reference to the model, so the model's memory is freed with the caller's last reference.
+
+    Args:
+        width: C, the number of values of a state.
+        dtype: dtype of the states.
+        device: the device.
+        recorder: records the graphs.
     """
 
     def __init__(
-        self, *, width: int, dtype: torch.dtype, device: torch.device, capture: Capture
+        self, *, width: int, dtype: torch.dtype, device: torch.device, recorder: Recorder
     ) -> None:
-        self._capture = capture
+        self._recorder = recorder
         self._width, self._dtype, self._device = width, dtype, device
-        self._buckets: dict[BucketLayout, _Bucket] = {}
+        self._recorded: dict[BucketLayout, _Recorded] = {}
         self._lock = Lock()  # the buffers have room for one batch at a time
         # An event on the stream, after the previous batch's states were copied out of the buffers.
         self._done: torch.cuda.Event | None = None
 
-    def run(self, forward: Forward, layout: BucketLayout, buffer: Tensor, finals: int) -> Tensor:
-        """Compute the final states [finals, C] of a batch that was packed into a bucket's layout.
+    def __contains__(self, layout: BucketLayout) -> bool:
+        """Return whether the layout's bucket is recorded."""
+        return layout in self._recorded
+
+    def run(self, layout: BucketLayout, buffer: Tensor, finals: int) -> Tensor:
+        """Compute the final states [finals, C] of a batch that was packed into a recorded bucket's layout.
 
         The result is a copy that belongs to the caller. All work is queued on the current stream.
 
         Args:
-            forward: computes the states; must be the same in every call.
             layout: the bucket's layout.
             buffer: the packed batch on the host.
             finals: number of last-token rows of the batch, without padding.
@@ -102,9 +124,7 @@ class Graphs:
         with self._lock:
             if self._done is not None:  # the previous batch may have run on another stream
                 torch.cuda.current_stream().wait_event(self._done)
-            bucket = self._buckets.get(layout)
-            if bucket is None:
-                bucket = self._buckets[layout] = self._record(forward, layout, buffer)
+            bucket = self._recorded[layout]
             bucket.inputs.copy_(buffer, non_blocking=True)
             bucket.replay()
             states = bucket.states[:finals].clone()
@@ -112,29 +132,56 @@ class Graphs:
                 self._done = torch.cuda.current_stream().record_event(self._done)
             return states
 
-    def _record(self, forward: Forward, layout: BucketLayout, buffer: Tensor) -> _Bucket:
-        """Record a bucket's forward. `buffer`, its first batch, is the input of the run before the recording."""
-        inputs = buffer.to(self._device, copy=True)
-        states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
+    def record(self, forward: Forward, batches: Sequence[tuple[BucketLayout, Tensor]]) -> None:
+        """Record the buckets that are not recorded yet, in the order given; each is rehearsed first.
 
-        def run() -> None:
-            states.copy_(forward(layout.read(inputs)))
+        A bucket that cannot be recorded, or for which memory is lacking, is left out: its batches are launched kernel
+        by kernel. One warning counts them.
 
-        try:
-            replay = self._capture(run)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # Do not try again: the cause, such as a thread that calls `synchronize`, may persist.
-            problem = str(error).partition("\n")[0]
+        Args:
+            forward: computes the states.
+            batches: for each bucket its layout and a batch in that layout, on the host.
+
+        Raises:
+            Exception: what the forward itself raises in a rehearsal, apart from a lack of memory.
+        """
+        problems: list[tuple[int, str]] = []
+        for layout, buffer in batches:
+            if layout not in self._recorded:
+                try:
+                    with self._lock:
+                        self._recorded[layout] = self._record(forward, layout, buffer)
+                except _NotRecordedError as error:
+                    problems.append((layout.rows, str(error)))
+        if problems:
+            sizes = ", ".join(map(str, sorted({rows for rows, _ in problems})))
             warnings.warn(
                 LastwordWarning(
                     "cuda_graphs",
-                    f"a batch of {layout.rows} rows could not be recorded",
-                    got=repr(problem),
+                    f"batches of {sizes} rows could not be recorded",
+                    got=repr(problems[0][1]),
                     remedy="Such batches are launched kernel by kernel: correct, but slower.",
                 ),
                 stacklevel=2,
             )
-            replay = run
-        return _Bucket(inputs, states, replay)
+
+    def _record(self, forward: Forward, layout: BucketLayout, buffer: Tensor) -> _Recorded:
+        try:
+            inputs = buffer.to(self._device, copy=True)
+            shape = layout.finals, self._width
+            states = torch.empty(shape, dtype=self._dtype, device=self._device)
+
+            def run() -> None:
+                states.copy_(forward(layout.read(inputs)))
+
+            self._recorder.rehearse(run)
+        except torch.OutOfMemoryError as error:
+            raise _NotRecordedError(str(error).partition("\n")[0]) from None
+        try:
+            return _Recorded(inputs, states, self._recorder.record(run))
+        except RuntimeError as error:  # such as that of a thread that calls `synchronize`
+            raise _NotRecordedError(str(error).partition("\n")[0]) from None
+
+
+class _NotRecordedError(Exception):
+    """A bucket could not be recorded; the text is the first line of the cause."""

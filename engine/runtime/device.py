@@ -14,7 +14,7 @@ CPU_BATCH_TOKENS_PER_THREAD = 1024
 CPU_BATCH_TOKENS_MOST = 8192
 # Least and most rows on a GPU: with fewer, matmuls wait for weights to be read; more bring no gain.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
-# Share of the memory that is free after the weights are loaded; the rest is for libraries, graphs, other processes.
+# Share of the memory that is left after the weights and the CUDA graphs; the rest is for libraries, other processes.
 GPU_FREE_SHARE = 0.8
 # The remedy for other kinds of PyTorch devices, such as mps and xpu.
 _SUPPORTED = "Use 'cpu', which works on every machine, including Apple's; 'cuda' is for the GPUs of NVIDIA and AMD."
@@ -175,7 +175,7 @@ def quantize_identity(quantize: str | None, device: torch.device) -> list[object
     return None if quantize is None else [quantize, str(fp8_format(device))]
 
 
-def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
+def default_batch_tokens(device: torch.device, token_bytes: int, *, reserved: int = 0) -> int:
     """Return the default for the maximum tokens computed in one forward.
 
     Call this after the weights are loaded, since on a GPU the default depends on the free memory.
@@ -183,10 +183,12 @@ def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
     Args:
         device: the device.
         token_bytes: bytes of activations per token.
+        reserved: bytes of the device's memory that will be taken later, for CUDA graphs.
     """
     if device.type != "cpu":
         low, high = GPU_BATCH_TOKENS_LIMITS
-        return min(max(int(_free_bytes(device) * GPU_FREE_SHARE) // token_bytes, low), high)
+        free = max(0, _free_bytes(device) - reserved)
+        return min(max(int(free * GPU_FREE_SHARE) // token_bytes, low), high)
     return min(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), CPU_BATCH_TOKENS_MOST)
 
 

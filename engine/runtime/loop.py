@@ -133,6 +133,11 @@ class Loop:
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
             return raise_on_wait(error)
 
+    def warm_up(self) -> None:
+        """Warm the runner up for the batches that `run` may give it; see `Runner.warm_up`."""
+        self._check_process()
+        self.runner.warm_up(self.budget.limit)
+
     # From texts, in order.
 
     def matrices(

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from lastword.batching.forest import Forest
+from lastword.batching.forest import Forest, plan_forests
 from lastword.errors import DeviceError, LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.progress import progress_bar
@@ -39,6 +39,7 @@ from lastword.runtime.runner import (
     Runner,
     Task,
     Wait,
+    WarmUpTask,
     check_process,
 )
 from lastword.runtime.serialization import pack, unpack
@@ -103,6 +104,13 @@ class Pool:
             worker.check()
         worker = min(self._workers, key=lambda worker: worker.tokens)
         return FutureWait(worker.submit(pack((task, forest)), forest.tokens_computed))
+
+    def warm_up(self, most_rows: int) -> None:
+        check_process(self.name, self._owner)
+        (nothing,) = plan_forests([[0]], 1)
+        order = pack((WarmUpTask(most_rows), nothing))
+        for answer in [worker.submit(order, 0) for worker in self._workers]:
+            answer.result()
 
     def close(self) -> None:
         """End the worker processes. Whoever still waits for a batch gets a DeviceError."""

@@ -150,6 +150,17 @@ class ScoreTask:
         return score(model.forward(forest), model.score_row)
 
 
+@dataclass(frozen=True, slots=True)
+class WarmUpTask:
+    """Warm a worker process's model up, whatever the batch; computes no rows. See `Model.warm_up`."""
+
+    most_rows: int
+
+    def __call__(self, model: Model, _: Forest, /) -> Tensor:
+        model.warm_up(self.most_rows)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
+
+
 class Runner(Protocol):
     """The interface of an object that computes batches.
 
@@ -171,6 +182,16 @@ class Runner(Protocol):
         """Start a batch, and return a function that waits for the task's tensor and returns it on the CPU.
 
         That function raises torch.OutOfMemoryError if the batch does not fit in the device's memory.
+        """
+
+    def warm_up(self, most_rows: int) -> None:
+        """On each device do what the first small batches would do otherwise: compile kernels, record CUDA graphs.
+
+        Args:
+            most_rows: maximum rows of a batch.
+
+        Raises:
+            Exception: what the kernels themselves raise.
         """
 
     def close(self) -> None:
@@ -220,7 +241,9 @@ class InProcess:
         self.name = str(model.device)
         self.ahead = model.device.type != "cpu"
         self.depth = _GPU_DEPTH if self.ahead else 0
-        self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
+        self.batch_tokens = default_batch_tokens(
+            model.device, model.token_bytes, reserved=model.graph_bytes
+        )
         self.max_prompt_tokens = model.max_prompt_tokens
 
     @property
@@ -237,6 +260,9 @@ class InProcess:
             problem = str(error)
         torch.cuda.empty_cache()  # not earlier: by now the forward's tensors are released
         return raise_on_wait(torch.OutOfMemoryError(problem))
+
+    def warm_up(self, most_rows: int) -> None:
+        self.model.warm_up(most_rows)
 
     def close(self) -> None:
         """Free the model and return its memory to the system.

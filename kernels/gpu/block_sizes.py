@@ -173,8 +173,17 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
     return splits, keys_per_split
 
 
+def row_block(C: int) -> tuple[int, int]:
+    """Return the block, a power of two, in which a program holds a row of C values, and its number of warps.
+
+    There are 8 values per lane, or more in blocks of over 4,096 values.
+    """
+    block = 1 << (C - 1).bit_length()
+    return block, min(max(block // 256, 1), 16)
+
+
 def row_parts(C: int) -> tuple[int, int, int]:
-    """Return the sizes of the two parts in which a program holds a row of C values, and its number of warps.
+    """Return the sizes of the two parts in which a quantising program holds a row of C values, and its number of warps.
 
     Both sizes are powers of two; the second is 0 if C is a power of two. There are about 8 to 16 values per lane.
     """

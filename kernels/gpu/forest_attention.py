@@ -5,6 +5,7 @@ loaded once for all G heads, and a short segment fills more of a tile. Tiles wit
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import triton
@@ -167,8 +168,18 @@ def _forest_attention_kernel(
     tl.store(out_at, out, mask=mask)
 
 
-def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
-    """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], the heads of a row contiguous."""
+def forest_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: KernelTables,
+    scale: float,
+    changes: Mapping[str, int] | None = None,
+) -> Tensor:
+    """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], the heads of a row contiguous.
+
+    `changes` replaces launch arguments, for comparisons (`lastword bench kernels`).
+    """
     (T, H, D), KH = q.shape, k.shape[1]
     G = H // KH
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
@@ -179,11 +190,12 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale:
     few_registers = on.startswith("gfx") or q.dtype == torch.float32  # the other form would spill
     blocks = attention_blocks(q.dtype, on, tree=plan.has_ancestors, rows=rows)
     tiles = plan.tiles_of(tile_tokens(blocks, G))
+    tight = plan.has_ancestors and few_registers
+    form = {**blocks, "TREE": plan.has_ancestors, "TIGHT": tight, **(changes or {})}
     launch(
         _forest_attention_kernel, (len(tiles) * KH,),
         q, k, v, out, tiles, plan.segment_table, scale * math.log2(math.e),
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
-        KH=KH, G=G, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),
-        TREE=plan.has_ancestors, TIGHT=plan.has_ancestors and few_registers, **blocks,
+        KH=KH, G=G, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16), **form,
     )  # fmt: skip
     return out

@@ -10,8 +10,10 @@ from typing import Any
 
 from lastword.errors import DeviceError
 
-# Triton's functions that build and load, at the first launch, the C module which launches kernels.
-_BUILDING = frozenset({"compile_module_from_src", "library_dirs", "_get_path_to_hip_runtime_dylib"})
+# Triton builds and loads, at the first launch, the C module that launches kernels: its module which does that, and its
+# functions that look for the driver's library.
+_BUILD = "triton.runtime.build"
+_BUILDING = frozenset({"library_dirs", "_get_path_to_hip_runtime_dylib"})
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -33,8 +35,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     try:
         kernel[grid](*arguments, enable_fp_fusion=True, **constants)
     except Exception as error:
-        frames = traceback.walk_tb(error.__traceback__)
-        if not any(frame.f_code.co_name in _BUILDING for frame, _ in frames):
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names = {frame.f_code.co_name for frame in frames}
+        if not names & _BUILDING and _BUILD not in {f.f_globals.get("__name__") for f in frames}:
             raise
         raise _failed_build(error) from error
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.block_sizes import row_block
 from lastword.kernels.gpu.launch import launch
 
 
@@ -25,25 +25,17 @@ def _quantize_rows_kernel(
     scale_ptr,  # fp32 [T]
     largest,  # largest number of the fp8 format
     C: tl.constexpr,
-    HEAD: tl.constexpr,
-    TAIL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """y · scale = x, where scale = max |row| / largest."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * C
     y_ptr += row * C
-    h_at = tl.arange(0, HEAD)
-    h = tl.load(x_ptr + h_at).to(tl.float32)
-    peak = tl.max(tl.abs(h))
-    if TAIL:
-        t_at = HEAD + tl.arange(0, TAIL)
-        t = tl.load(x_ptr + t_at, mask=t_at < C, other=0.0).to(tl.float32)
-        peak = tl.maximum(peak, tl.max(tl.abs(t)))
-    scale = fp8_scale(peak, largest)
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < C, other=0.0).to(tl.float32)
+    scale = fp8_scale(tl.max(tl.abs(x)), largest)
     tl.store(scale_ptr + row, scale)
-    tl.store(y_ptr + h_at, (h / scale).to(y_ptr.dtype.element_ty))
-    if TAIL:
-        tl.store(y_ptr + t_at, (t / scale).to(y_ptr.dtype.element_ty), mask=t_at < C)
+    tl.store(y_ptr + at, (x / scale).to(y_ptr.dtype.element_ty), mask=at < C)
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -52,9 +44,9 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     y = torch.empty(T, C, dtype=dtype, device=x.device)
     scale = torch.empty(T, dtype=torch.float32, device=x.device)
     if T:
-        head, tail, warps = row_parts(C)
+        block, warps = row_block(C)
         launch(
             _quantize_rows_kernel, (T,), x, y, scale, torch.finfo(dtype).max,
-            C=C, HEAD=head, TAIL=tail, num_warps=warps,
+            C=C, BLOCK=block, num_warps=warps,
         )  # fmt: skip
     return y, scale

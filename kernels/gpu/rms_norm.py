@@ -1,8 +1,8 @@
 """RMSNorm of packed rows, one program per row.
 
 There are four variants. They normalise x; an embedding that they look up; residual + x; or residual + x, and quantise
-the result to fp8. A row is loaded in two parts whose sizes are powers of two, so that C = 2560 takes 2048 + 512 values
-instead of 4096.
+the result to fp8. This last one loads a row in two parts whose sizes are powers of two: of C = 2560 it would otherwise
+issue so many instructions for lanes that are masked that they take longer than the memory (bench/LOG.md, 2026-12-01).
 """
 
 import torch
@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.block_sizes import row_block, row_parts
 from lastword.kernels.gpu.launch import launch
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 
 @triton.jit
 def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
-    """Load part of a row in fp32. ADD adds the residual; KEEP rounds the result and stores it in the residual."""
+    """Load (part of) a row in fp32. ADD adds the residual; KEEP rounds the result and stores it in the residual."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -37,8 +37,7 @@ def _rms_norm_kernel(
     y_ptr,  # [T, C]
     eps,
     C: tl.constexpr,
-    HEAD: tl.constexpr,
-    TAIL: tl.constexpr,
+    BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     LOOKUP: tl.constexpr,
 ):
@@ -48,19 +47,12 @@ def _rms_norm_kernel(
     x_ptr += tl.load(ids_ptr + number).to(tl.int64) * C if LOOKUP else row
     residual_ptr += row
     dtype = y_ptr.dtype.element_ty
-    h_at = tl.arange(0, HEAD)
-    h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD, ADD or LOOKUP)
-    weight = tl.load(weight_ptr + h_at).to(tl.float32)  # before the sums, which wait for all warps
-    squares = tl.sum(h * h)
-    if TAIL:
-        t_at = HEAD + tl.arange(0, TAIL)
-        t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD, ADD or LOOKUP)
-        t_weight = tl.load(weight_ptr + t_at, mask=t_at < C, other=0.0).to(tl.float32)
-        squares += tl.sum(t * t)
-    scale = 1.0 / tl.sqrt(squares / C + eps)
-    tl.store(y_ptr + row + h_at, (h * scale * weight).to(dtype))
-    if TAIL:
-        tl.store(y_ptr + row + t_at, (t * scale * t_weight).to(dtype), mask=t_at < C)
+    at = tl.arange(0, BLOCK)
+    h = _read(x_ptr, residual_ptr, at, at < C, ADD, ADD or LOOKUP)
+    # The weight is loaded before the sum, which waits for all warps.
+    weight = tl.load(weight_ptr + at, mask=at < C, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(h * h) / C + eps)
+    tl.store(y_ptr + row + at, (h * scale * weight).to(dtype), mask=at < C)
 
 
 @triton.jit
@@ -128,10 +120,11 @@ def _launch(
     ADD: bool = False, LOOKUP: bool = False,
 ) -> None:  # fmt: skip
     T, C = y.shape
+    block, warps = row_block(C)
     if T:
         launch(
             _rms_norm_kernel, (T,), x, ids, residual, weight, y, eps,
-            ADD=ADD, LOOKUP=LOOKUP, **_constants(C),
+            C=C, BLOCK=block, ADD=ADD, LOOKUP=LOOKUP, num_warps=warps,
         )  # fmt: skip
 
 
@@ -143,14 +136,10 @@ def add_rms_norm_quantize(
     y = torch.empty(T, C, dtype=dtype, device=x.device)
     scale = torch.empty(T, dtype=torch.float32, device=x.device)
     if T:
-        largest = torch.finfo(dtype).max
+        head, tail, warps = row_parts(C)
         launch(
-            _add_rms_norm_quantize_kernel, (T,), x, residual, weight, y, scale, eps, largest,
-            **_constants(C),
+            _add_rms_norm_quantize_kernel, (T,),
+            x, residual, weight, y, scale, eps, torch.finfo(dtype).max,
+            C=C, HEAD=head, TAIL=tail, num_warps=warps,
         )  # fmt: skip
     return y, scale
-
-
-def _constants(C: int) -> dict[str, int]:
-    head, tail, warps = row_parts(C)
-    return {"C": C, "HEAD": head, "TAIL": tail, "num_warps": warps}

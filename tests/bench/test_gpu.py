@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lastword.bench.kernels.baselines import CHANGES
 from lastword.cli.main import _parse_arguments
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench/gpu.sh"
-STAGES = ("prove", "kernels", "model", "peers")
+STAGES = ("first", "prove", "kernels", "model", "peers")
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(
     BASH is None or shutil.which("timeout") is None, reason="needs bash and timeout"
@@ -75,7 +76,9 @@ def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> Non
     assert calls
     for _, module, *words in calls:
         if module == "lastword.cli.main":
-            assert _parse_arguments(words).benchmark == name
+            assert _parse_arguments(words).benchmark in (
+                ("kernels", "model") if name == "first" else (name,)
+            )
         elif module == "pytest":
             assert words[:2] == ["-m", "gpu"]
             named = [word.removeprefix("--ignore=") for word in words if "tests/gpu" in word]
@@ -84,6 +87,11 @@ def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> Non
         else:
             assert module == "lastword.bench.checkpoint"
             assert dry
+    if name == "first" and not dry:
+        (forms,) = [words for _, _, *words in calls if "before" in words]
+        assert set(CHANGES) <= set(_parse_arguments(forms).beside)
+        assert calls[0][-1] == "tests/gpu/test_kernels.py", "values come before times"
+        assert "descriptor" in calls[-1], "what may hang comes last"
     if name == "model" and not dry:
         requested = [_parse_arguments(words) for _, _, *words in calls]
         assert [args.model for args in requested] == ["0.6B", "4B", "8B", "4B"]

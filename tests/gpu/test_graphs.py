@@ -1,5 +1,6 @@
 """Small batches as CUDA graphs on the device: the bits of the same batches without, no compile, nothing mixed up."""
 
+import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from helpers.kernels.operations import fill_with_nan
 
-from lastword import Embedder
+from lastword import Embedder, kernels
 from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.models.random_model import random_embedder
 from lastword.bench.models.stages import model_of
 from lastword.errors import LastwordWarning
 from lastword.model.qwen3 import Model
-from lastword.runtime.cuda_graphs import CudaCapture
+from lastword.runtime.cuda_graphs import CudaRecorder
 from lastword.runtime.runner import to_host
 
 GPU = torch.device("cuda")
@@ -39,9 +41,13 @@ def batches(seed: int, count: int) -> Iterator[Forest]:
         yield next(plan_forests(texts, 2048))
 
 
-def graphs(model: Model) -> None:
+def graphs(model: Model) -> CudaRecorder:
+    """Record all graphs anew."""
     with torch.cuda.device(GPU):
-        model.use_packing(CudaCapture())
+        recorder = CudaRecorder()
+    model.use_packing(recorder)
+    model.warm_up(2048)
+    return recorder
 
 
 def test_the_same_bits_as_without_graphs(embedder: Embedder) -> None:
@@ -74,8 +80,6 @@ def test_nothing_compiles_after_warm_up(
 ) -> None:
     model, compiled = model_of(embedder), []
     graphs(model)
-    for texts in ([[1] * 2000], [[1] * 3], [[i] * 12 for i in range(150)], [[i] * 300 for i in range(5)]):  # fmt: skip
-        model.forward(next(plan_forests(texts, 2048)))
     monkeypatch.setattr(
         triton.knobs.runtime, "jit_post_compile_hook", lambda **what: compiled.append(what["repr"])
     )
@@ -84,15 +88,64 @@ def test_nothing_compiles_after_warm_up(
     assert compiled == []
 
 
+def test_the_graphs_take_what_was_counted(embedder: Embedder) -> None:
+    model = model_of(embedder)
+    recorder = graphs(model)
+    taken = sum(
+        segment["total_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if tuple(segment["segment_pool_id"]) == tuple(recorder.pool)
+    )
+    assert 0 < taken <= 1.25 * model.graph_bytes + (64 << 20), (
+        "segments are whole numbers of 20 MiB"
+    )
+
+
+def test_a_failure_of_a_kernel_is_raised_as_itself(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RuntimeError("a kernel failed")
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    model = model_of(embedder)
+    model.use_packing(CudaRecorder())
+    monkeypatch.setattr(kernels, "forest_attention", fail)
+    with pytest.raises(RuntimeError) as caught:
+        model.warm_up(2048)
+    assert caught.value is failure
+    monkeypatch.undo()
+    model.warm_up(2048)
+    assert bool(model.forward(next(batches(5, 1))).isfinite().all())
+
+
+def test_padding_holds_numbers(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run by compute-sanitizer too, which sees reads of memory that nothing has written."""
+    model = model_of(embedder)
+    model.use_packing(None)
+    if "LASTWORD_INITCHECK" not in os.environ:
+        fill_with_nan(monkeypatch)
+    for forest in batches(4, 10):
+        layout, buffer = model._packer.pack(forest)
+        with torch.inference_mode():
+            states = model._forward(layout.read(buffer.to(GPU)))
+        assert len(states) == layout.finals
+        assert bool(states.isfinite().all())
+
+
 def test_texts_from_several_threads(embedder: Embedder) -> None:
     graphs(model_of(embedder))
     lists = [[f"{i} {j} " + "some words " * (j % 7) for j in range(i % 5 + 1)] for i in range(60)]
     one_by_one = [embedder.encode(texts) for texts in lists]
-    graphs(model_of(embedder))  # recorded anew, while other threads compute
+    model_of(embedder).use_packing(CudaRecorder())  # nothing is recorded: launched kernel by kernel
+    launched = [embedder.encode(texts) for texts in lists]
+    graphs(model_of(embedder))
     with ThreadPoolExecutor(4) as threads:
         at_once = list(threads.map(embedder.encode, lists))
-    for mine, theirs in zip(at_once, one_by_one, strict=True):
+    for mine, alone, theirs in zip(at_once, launched, one_by_one, strict=True):
         assert torch.equal(mine, theirs)
+        assert torch.equal(alone, theirs), "the same bits before the graphs are recorded"
 
 
 def test_each_thread_on_a_stream_of_its_own(embedder: Embedder) -> None:

@@ -61,6 +61,9 @@ class FakeDevice:
         self.spans.append((began, time.perf_counter()))
         return result
 
+    def warm_up(self, most_rows: int) -> None:
+        self.warmed = most_rows
+
     def close(self) -> None:
         self._thread.shutdown()
 

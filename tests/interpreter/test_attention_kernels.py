@@ -8,6 +8,7 @@ from helpers.kernels.forest_paths import cpu_plan, one_forest, tables_of
 from helpers.kernels.operations import assert_close
 
 from lastword import kernels
+from lastword.batching.packing import Packer
 from lastword.kernels import CpuPlan, cpu, reference
 from lastword.kernels.gpu import block_sizes
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
@@ -86,6 +87,40 @@ def test_final_attention_over_splits(texts: list[list[int]], dtype: torch.dtype)
     _, k, v = qkv(forest.tokens_computed, 4, 2, 64, dtype)
     q = torch.randn(len(forest.final_rows), 4, 64, generator=torch.Generator().manual_seed(1))
     check_one("final_attention", q.to(dtype), k, v, cpu_plan(forest), 0.125)
+
+
+PADDED = {
+    "plain": [[1] * 40, [2] * 9],
+    "tree": [[7] * 24 + [i] * (i + 3) for i in range(5)],
+    "full": [[1] * 16],
+}
+
+
+# Tiles without rows divide 0 by 0, so NumPy warns; nothing of theirs is stored.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PADDED)
+def test_tables_of_a_bucket(name: str, dtype: torch.dtype) -> None:
+    """Unused tiles, an empty segment, padding rows and padding last-token rows: the others are unchanged."""
+    H, KH, D = 4, 2, 32
+    forest = one_forest(PADDED[name])
+    packer = Packer(torch.empty(0).device, dtype, H // KH, layer_weights=1)
+    packer._pin = False  # with ttsem the device seems to be a GPU
+    layout, buffer = packer.pack(forest)
+    inputs, plan, rows = layout.read(buffer), cpu_plan(forest), forest.tokens_computed
+    assert layout.bucket is not None
+    assert layout.has_ancestors == (name == "tree")
+    q, k, v = qkv(layout.rows, H, KH, D, dtype)
+    final_q = q[inputs.final_rows.long()]
+    for operation, query, used in (
+        ("forest_attention", q, rows),
+        ("final_attention", final_q, len(forest.final_rows)),
+    ):
+        out = getattr(kernels, operation)(query, k, v, inputs.plan, D**-0.5)
+        assert bool(out.isfinite().all()), "padding holds numbers"
+        plain = query[:used], k[:rows], v[:rows]
+        exact = getattr(reference, operation)(*(x.double() for x in plain), plan, D**-0.5)
+        assert_close(out[:used], getattr(cpu, operation)(*plain, plan, D**-0.5), exact)
 
 
 def test_logits_of_any_size() -> None:

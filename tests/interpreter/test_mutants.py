@@ -12,11 +12,11 @@ from lastword.kernels.gpu import rms_norm
 # For each case: what is wrong, and the source with its replacement.
 MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "rms_norm": {
-        "no eps": ("squares / C + eps", "squares / C"),
+        "no eps": ("tl.sum(h * h) / C + eps", "tl.sum(h * h) / C"),
         "no weight": ("(h * scale * weight)", "(h * scale)"),
-        "a mean without the tail": ("squares += tl.sum(t * t)", "squares += 0.0"),
-        "a weight of the head for the tail": ("weight_ptr + t_at", "weight_ptr + t_at - HEAD"),
-        "a last element unwritten": (".to(dtype), mask=t_at < C)", ".to(dtype), mask=t_at < C - 1)"),
+        "the mean of the block": ("tl.sum(h * h) / C", "tl.sum(h * h) / BLOCK"),
+        "the weight of the next element": ("weight_ptr + at, mask=at < C", "weight_ptr + at + 1, mask=at < C - 1"),
+        "a last element unwritten": (".to(dtype), mask=at < C)", ".to(dtype), mask=at < C - 1)"),
     },
     "add_rms_norm": {
         "x replaces the residual": ("x += tl.load(residual_ptr", "x += 0.0 * tl.load(residual_ptr"),
@@ -77,8 +77,8 @@ QUANTIZING_MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "quantize_rows": {
         "NaN for a row of zeros": ("tl.maximum(peak, 1e-12)", "peak"),
-        "the largest of the positive values": ("tl.max(tl.abs(h))", "tl.max(h)"),
-        "the scale without the tail": ("tl.maximum(peak, tl.max(tl.abs(t)))", "peak"),
+        "the largest of the positive values": ("tl.max(tl.abs(x))", "tl.max(x)"),
+        "a last element unwritten": ("mask=at < C)", "mask=at < C - 1)"),
     },
     "swiglu_quantize": {
         "up is gate": ("gate_up_ptr + F + at", "gate_up_ptr + at"),

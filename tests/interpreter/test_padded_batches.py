@@ -1,19 +1,20 @@
-"""Batches padded to buckets, and recorded once per bucket, give unchanged states with the real kernels."""
+"""Batches padded to buckets, and replayed if their bucket is recorded, give unchanged states with the real kernels."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.kernels.stub_recorder import StubRecorder
 from helpers.transformers_reference import difference, load_ours
 
+from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.errors import LastwordWarning
 from lastword.model.qwen3 import Model
 
-# Padding rows compute with NaN, and last-token rows of padding divide 0 by 0, so NumPy warns.
+# Tiles without rows divide 0 by 0, so NumPy warns; nothing of theirs is stored.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BATCHES: dict[str, list[list[int]]] = {
@@ -25,22 +26,6 @@ BATCHES: dict[str, list[list[int]]] = {
     "as many texts as rows": [[n] for n in range(1, 17)],
     "equal texts": [[3, 4], [3, 4], [9]],
 }
-
-
-class StubCapture:
-    """A stand-in for CUDA graphs: a replay runs the recorded function again; nothing else is kept."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replayed += 1
-            run()
-
-        return replay
 
 
 @pytest.fixture(scope="module")
@@ -86,78 +71,63 @@ def test_nothing_of_padding_reaches_a_vector(name: str, model: Model) -> None:
 def test_observers_see_the_batch_without_padding(model: Model) -> None:
     forest, seen = pack(BATCHES["prompt"]), []
     expected = on_cpu(model, forest)
-    model.use_packing(StubCapture())
+    model.use_packing(StubRecorder())
     states = model.forward(forest, lambda _, states: seen.append(len(states)))
     assert difference(states, expected) <= 1e-6
     assert seen == [forest.tokens_computed, len(forest.final_rows)]
 
 
-def test_a_bucket_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
+def test_padding_holds_numbers(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is filled with NaN before each launch: what attention left unwritten would show."""
+    seen: list[torch.Tensor] = []
+    plain = kernels.forest_attention
+
+    def attention(*args: Any) -> torch.Tensor:
+        out = plain(*args)
+        seen.append(out)
+        return out
+
+    monkeypatch.setattr(kernels, "forest_attention", attention)
+    model.use_packing(StubRecorder())
+    for name, tokens in BATCHES.items():
+        forest = pack(tokens)
+        layout, buffer = model._packer.pack(forest)
+        assert layout.bucket is not None
+        with torch.inference_mode():
+            states = model._forward(layout.read(buffer))
+        assert len(states) == layout.finals, name
+        assert bool(states.isfinite().all()), name
+        assert all(bool(out.isfinite().all()) for out in seen), name
+
+
+def test_recorded_batches_do_not_mix(model: Model) -> None:
     draw = random.Random(0)
     batches = [
         pack([[draw.randrange(300) for _ in range(draw.randrange(2, 8))] for _ in range(2)])
         for _ in range(2)
     ]
-    model.use_packing(None)
-    eager = [model.forward(batch) for batch in batches]
-    capture = StubCapture()
-    model.use_packing(capture)
+    recorder = StubRecorder()
+    model.use_packing(recorder)
+    launched = [model.forward(batch) for batch in batches]
+    assert recorder.recorded == 0, "no request waits for a recording"
+    model.warm_up(16)
+    assert recorder.rehearsed == recorder.recorded == 5
     order = [0, 1, 0]
     replayed = [model.forward(batches[i]) for i in order]  # all kept while others run
     for i, states in zip(order, replayed, strict=True):
-        assert torch.equal(states, eager[i]), (
-            "a batch's states are those of the same batch unrecorded"
-        )
-    buckets = len({model._packer.pack(batch)[0] for batch in batches})
-    assert (capture.recorded, capture.replayed) == (buckets, len(order))
+        assert torch.equal(states, launched[i]), "the bits of the same batch unrecorded"
+    assert recorder.replayed == len(order)
     pointers = {states.data_ptr() for states in replayed}
     assert len(pointers) == len(order), "states are copied out"
 
 
-def test_a_batch_beyond_all_buckets_is_not_recorded(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lastword.batching.packing.MAX_BUCKET_ROWS", 12)
-    forest = pack([[1] * 9, [2] * 4])
+def test_a_batch_whose_bucket_is_not_recorded_is_launched(model: Model) -> None:
+    forest = pack([[1] * 9, [2] * 4, [3] * 5])
     plain = on_cpu(model, forest)
-    capture = StubCapture()
-    model.use_packing(capture)
+    recorder = StubRecorder()
+    model.use_packing(recorder)
+    model.warm_up(16)
     assert difference(model.forward(forest), plain) <= 1e-6
-    assert capture.recorded == 0
+    assert recorder.replayed == 0
     model.forward(pack([[1] * 9]))
-    assert capture.recorded == 1
-
-
-def test_a_bucket_that_cannot_be_recorded_is_launched_kernel_by_kernel(model: Model) -> None:
-    forest, tried = pack([[1, 2, 3]]), []
-    expected = on_cpu(model, forest)
-
-    def capture(run: Callable[[], None]) -> Callable[[], None]:
-        tried.append(run)
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    model.use_packing(capture)
-    with pytest.warns(LastwordWarning) as caught:
-        first = model.forward(forest)
-    (warning,) = (each.message for each in caught if isinstance(each.message, LastwordWarning))
-    assert warning.what == "a batch of 16 rows could not be recorded"
-    assert warning.got == "'operation not permitted when stream is capturing'"
-    again = model.forward(forest)
-    assert difference(first, expected) <= 1e-6
-    assert torch.equal(first, again)
-    assert len(tried) == 1
-
-
-def test_a_recording_without_memory_is_made_again(model: Model) -> None:
-    forest, fails = pack([[1, 2, 3]]), [torch.OutOfMemoryError("full")]
-    expected = on_cpu(model, forest)
-
-    def capture(run: Callable[[], None]) -> Callable[[], None]:
-        if fails:
-            raise fails.pop()
-        return run
-
-    model.use_packing(capture)
-    with pytest.raises(torch.OutOfMemoryError):
-        model.forward(forest)
-    assert difference(model.forward(forest), expected) <= 1e-6
+    assert recorder.replayed == 1

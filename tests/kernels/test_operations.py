@@ -246,5 +246,5 @@ def test_no_form_is_made_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> No
         ModelInputs.of(FOREST, CPU)
     for name in dense:
         monkeypatch.setattr(attention_plan, name, refuse)
-    layout, buffer = Packer(CPU, torch.float32, group=2).pack(FOREST)
+    layout, buffer = Packer(CPU, torch.float32, group=2, layer_weights=1).pack(FOREST)
     layout.read(buffer)

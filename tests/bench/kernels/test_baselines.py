@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from lastword.bench.kernels import descriptor
-from lastword.bench.kernels.baselines import baselines
+from lastword.bench.kernels.baselines import CHANGES, baselines
 from lastword.bench.kernels.cases import Case, cases
 from lastword.bench.kernels.gate import Gate, GateResult
+from lastword.bench.kernels.launches import candidate_launches, model_launches
 from lastword.bench.options import BASELINES, FORMS, OPS
 from lastword.errors import DeviceError
 from lastword.kernels import cpu
+from lastword.kernels.gpu import block_sizes
 
 CPU = torch.device("cpu")
 ATTENTION = ("forest_attention", "final_attention")
@@ -43,9 +45,30 @@ def test_which_baselines_a_case_has() -> None:
     ]
     assert list(baselines(make_case("rms_norm"), ("liger", "eager"))) == ["eager", "liger"]
     assert baselines(make_case("rms_norm"), ()) == {}
-    assert list(baselines(make_case("forest_attention"), FORMS)) == ["descriptor"]
+    assert list(baselines(make_case("forest_attention"), FORMS)) == list(FORMS)
     assert baselines(make_case("forest_attention", "shared"), FORMS) == {}
     assert baselines(make_case("final_attention"), FORMS) == {}
+
+
+def test_other_forms_are_for_sm_90(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHANGES:
+        with pytest.raises(DeviceError) as caught:
+            judge(make_case("forest_attention"), name)
+        assert (caught.value.where, caught.value.what) == ("cpu", "no Triton kernel runs here")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_80")
+    with pytest.raises(DeviceError) as caught:
+        judge(make_case("forest_attention"), "before")
+    assert caught.value.what == "this form is for 16-bit rows on sm_90"
+
+
+def test_other_forms_differ_in_what_they_are_named_for() -> None:
+    launches = candidate_launches("0.6B", torch.bfloat16, "sm_90")
+    ours = model_launches("0.6B", torch.bfloat16, "sm_90")["forest_attention plain"]
+    for name, changes in CHANGES.items():
+        form = launches[f"forest_attention {name}"]
+        differ = dict({*form.constants, *form.options} - {*ours.constants, *ours.options})
+        assert differ == changes
 
 
 def test_a_candidate_is_for_gpus_and_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

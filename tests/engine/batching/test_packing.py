@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.kernels.stub_recorder import StubRecorder
 from helpers.messages import refusal
 
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import (
+    BUCKET_ROWS,
     MAX_BUCKET_ROWS,
+    Bucket,
     BucketLayout,
     ModelInputs,
     Packer,
+    all_buckets,
     bucket_of,
     check_ids,
     recurring_rows,
@@ -28,7 +32,8 @@ from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")
-PACKER = Packer(CPU, torch.float32, group=4)
+# A layer so small that padding costs nothing in any bucket.
+PACKER = Packer(CPU, torch.float32, group=4, layer_weights=1)
 
 
 def random_forests(seed: int) -> list[Forest]:
@@ -47,24 +52,49 @@ FORESTS = [forest for seed in range(60) for forest in random_forests(seed)]
 @pytest.mark.parametrize(
     ("rows", "finals", "bucket"),
     [
-        (1, 1, (16, 1)), (16, 16, (16, 16)), (17, 2, (32, 4)), (36, 1, (64, 1)), (65, 5, (128, 16)),
-        (128, 65, (128, 128)), (129, 1, (256, 1)), (1025, 300, (1152, 1024)), (2048, 2048, (2048, 2048)),
-        (2049, 1, None),
+        (1, 1, (16, 1)), (16, 16, (16, 16)), (17, 2, (32, 8)), (36, 1, (64, 1)), (65, 9, (128, 64)),
+        (128, 65, None), (129, 1, (256, 1)), (409, 1, None), (410, 1, (512, 1)), (819, 1, None),
+        (820, 9, (1024, 64)), (1638, 8, None), (1639, 8, (2048, 8)), (2048, 64, (2048, 64)), (2049, 1, None),
     ],
 )  # fmt: skip
-def test_buckets(rows: int, finals: int, bucket: tuple[int, int] | None) -> None:
-    assert bucket_of(rows, finals) == bucket
+@pytest.mark.parametrize("tree", [False, True])
+def test_buckets(rows: int, finals: int, tree: bool, bucket: tuple[int, int] | None) -> None:
+    expected = bucket and Bucket(*bucket, tree)
+    assert bucket_of(rows, finals, tree=tree, free_rows=256) == expected
 
 
-def test_buckets_are_few_and_hold_every_batch() -> None:
-    buckets = set()
-    for rows in range(1, MAX_BUCKET_ROWS + 1):
-        for finals in {1, (rows + 1) // 2, rows}:
-            bucket_rows, bucket_finals = bucket_of(rows, finals)
-            assert rows <= bucket_rows < rows + 128
-            assert finals <= bucket_finals <= min(4 * finals, bucket_rows)
-            buckets.add((bucket_rows, bucket_finals))
-    assert len(buckets) < 100
+def test_buckets_are_few_and_the_largest_comes_first() -> None:
+    every = all_buckets(10**6)
+    assert len(every) == len(set(every)) == 40
+    assert every == sorted(every, key=lambda each: (-each.rows, -each.finals, not each.tree))
+    asked = {
+        bucket_of(rows, finals, tree=tree, free_rows=MAX_BUCKET_ROWS)
+        for rows in range(1, MAX_BUCKET_ROWS + 1)
+        for finals in range(1, min(64, rows) + 1)
+        for tree in {False, finals > 1}
+    }
+    assert asked == set(every), "no batch has a bucket of its own, and no bucket is never used"
+
+
+@pytest.mark.parametrize(
+    ("most", "rows"), [(1, 16), (16, 16), (17, 32), (700, 1024), (2048, 2048), (16_384, 2048)]
+)
+def test_no_bucket_is_larger_than_any_batch(most: int, rows: int) -> None:
+    assert {each.rows for each in all_buckets(most)} == {
+        each for each in BUCKET_ROWS if each <= rows
+    }
+
+
+def test_padding_is_free_while_launching_takes_longer() -> None:
+    """0.6B: 2·(16 + 8)·128 + 3·3072 columns of 1024 weights; 8B: 2·(32 + 8)·128 + 3·12288 of 4096."""
+    free = [
+        Packer(CPU, torch.float32, 1, C * (2 * heads * 128 + 3 * F)).free_rows
+        for C, heads, F in ((1024, 24, 3072), (4096, 40, 12_288))
+    ]
+    assert free == [1271, 256]
+    # a batch of 600 rows takes a bucket of 1,024 for the small model and none for the large one
+    found = [bucket_of(600, 3, tree=False, free_rows=rows) for rows in free]
+    assert found == [Bucket(1024, 8, tree=False), None]
 
 
 def fill_layout(forest: Forest, *, pad: bool) -> tuple[BucketLayout, list[torch.Tensor]]:
@@ -81,8 +111,9 @@ def tables_of(forest: Forest, layout: BucketLayout) -> KernelTables:
 def test_a_batch_reads_back_as_written(pad: bool) -> None:
     for forest in FORESTS:
         layout, parts = fill_layout(forest, pad=pad)
+        pad_rows = layout.rows - forest.tokens_computed
         plan = tables_of(forest, layout)
-        assert layout.bucket == pad
+        assert (layout.bucket is not None) == (pad and len(forest.final_rows) <= 64)
         written = [
             forest.ids, forest.positions, torch.tensor(forest.final_rows),
             plan.segment_table, plan.final_table, plan.tiles,
@@ -90,46 +121,66 @@ def test_a_batch_reads_back_as_written(pad: bool) -> None:
         for part, batch in zip(parts, written, strict=True):
             assert part.data_ptr() % 16 == 0, "Triton would compile once more"
             assert pad or len(part) == len(batch)
-            assert torch.equal(part[: len(batch)], batch.to(torch.int32))
+            if (
+                not pad_rows or batch is not plan.tiles
+            ):  # the tiles of padding rows are among the others
+                assert torch.equal(part[: len(batch)], batch.to(torch.int32))
         assert plan.longest_path <= layout.longest_path
         assert layout.has_ancestors or not plan.has_ancestors
 
 
-def test_padding_belongs_to_a_segment_without_rows() -> None:
-    for forest in FORESTS:
-        layout, (ids, positions, final_rows, table, final_table, tiles) = fill_layout(
-            forest, pad=True
-        )
+PADDED = [forest for forest in FORESTS if PACKER.pack(forest)[0].bucket is not None]
+
+
+def test_padding_rows_are_a_segment_of_their_own() -> None:
+    for forest in PADDED:
+        layout, (ids, positions, final_rows, table, final_table, _) = fill_layout(forest, pad=True)
         texts, segments = len(forest.final_rows), len(forest.segments.start)
-        count = len(tables_of(forest, layout).tiles)
+        rows = forest.tokens_computed
+        padding = [[rows, layout.rows - rows, -1, 0]] if rows < layout.rows else []
+        empty = [[0, 0, -1, 0]] * (layout.segments - segments - len(padding))
         assert segments <= texts, "a segment holds a text's final row"
-        assert table[segments:].tolist() == [[0, 0, -1, 0]] * (layout.segments - segments)
-        nothing = [layout.segments - 1, 0]
-        assert layout.segments > segments
-        assert final_table[texts:].tolist() == [nothing] * (layout.finals - texts)
-        assert tiles[count:].tolist() == [nothing] * (layout.tiles - count)
-        assert not ids[forest.tokens_computed :].any()
-        assert not positions[forest.tokens_computed :].any()
+        assert empty, "unused tiles have a segment without rows"
+        assert table[segments:].tolist() == padding + empty
+        first = forest.segments.start.index(0)
+        assert final_table[texts:].tolist() == [[first, 1]] * (layout.finals - texts)
+        assert not ids[rows:].any()
+        assert not positions[rows:].any()
         assert not final_rows[texts:].any(), "row 0 is there in every batch"
 
 
+def test_tiles_cover_every_row_once() -> None:
+    """Padding rows too: what attention leaves unwritten would be read by the matmul that follows."""
+    for forest in PADDED:
+        layout, (_, _, _, table, _, tiles) = fill_layout(forest, pad=True)
+        covered = [
+            table[segment, 0] + row
+            for segment, first in tiles.tolist()
+            for row in range(first, min(first + layout.tile_rows, int(table[segment, 1])))
+        ]
+        assert sorted(map(int, covered)) == list(range(layout.rows))
+
+
 def test_batches_of_a_bucket_have_one_layout() -> None:
-    layouts: dict[tuple[int, int] | None, BucketLayout] = {}
-    for forest in FORESTS:
+    layouts: dict[Bucket | None, BucketLayout] = {}
+    for forest in PADDED:
         layout, _ = PACKER.pack(forest)
-        bucket = bucket_of(forest.tokens_computed, len(forest.final_rows))
+        finals, tree = len(forest.final_rows), forest.segments.has_ancestors()
+        bucket = bucket_of(forest.tokens_computed, finals, tree=tree, free_rows=MAX_BUCKET_ROWS)
         assert layouts.setdefault(bucket, layout) == layout
+        assert layout.has_ancestors == tree, "texts without a common prefix take the plain form"
     assert len(layouts) > 10
+    assert {bucket.tree for bucket in layouts} == {False, True}
 
 
 def test_a_plan_read_back_has_the_sizes_of_its_layout() -> None:
-    layout, buffer = PACKER.pack(FORESTS[0])
+    layout, buffer = PACKER.pack(PADDED[0])
     inputs = layout.read(buffer)
     plan = inputs.plan
     assert inputs.ids.data_ptr() == buffer.data_ptr(), "a view"
     assert plan.num_finals == layout.finals == len(inputs.final_rows)
     assert len(plan.tiles_of(layout.tile_rows)) == layout.tiles
-    assert (plan.has_ancestors, plan.longest_path) == (True, layout.rows)
+    assert (plan.has_ancestors, plan.longest_path) == (layout.has_ancestors, layout.rows)
     with pytest.raises(ConfigError) as caught:
         plan.tiles_of(7)
     error = caught.value
@@ -142,14 +193,14 @@ def test_tiles_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile holds the rows of all G heads of a group."""
     monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_90")
     long = next(plan_forests([[1] * 3000], 4096))
-    assert Packer(CPU, torch.bfloat16, group=4).pack(long)[0].tile_rows == 32
+    assert Packer(CPU, torch.bfloat16, group=4, layer_weights=1).pack(long)[0].tile_rows == 32
 
 
 def test_a_model_with_graphs_is_freed_with_its_last_reference(tiny_checkpoint: Path) -> None:
     """Gigabytes of GPU memory must be freed without the garbage collector."""
     config = read_config(tiny_checkpoint)
     model = Model(Checkpoint(tiny_checkpoint, config), config, CPU, torch.float32)
-    model.use_packing(lambda run: run)
+    model.use_packing(StubRecorder())
     known = weakref.ref(model)
     gc.disable()
     try:

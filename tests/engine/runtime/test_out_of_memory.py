@@ -250,6 +250,15 @@ def test_default_tokens_depend_on_free_memory(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda asked: 8 * GIB + unused)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda asked: 8 * GIB)
     assert default_batch_tokens(GPU, 100_000) == tokens
+    assert default_batch_tokens(GPU, 100_000, reserved=1) <= tokens
+
+
+def test_memory_reserved_for_graphs_is_not_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda asked: (GIB, 140 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda asked: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda asked: 0)
+    for reserved, tokens in ((GIB // 2, int(0.4 * GIB) // 100_000), (2 * GIB, 1024)):
+        assert default_batch_tokens(GPU, 100_000, reserved=reserved) == tokens
 
 
 def test_default_tokens_on_a_cpu_depend_on_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:

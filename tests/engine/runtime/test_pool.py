@@ -22,6 +22,8 @@ from lastword.errors import LastwordWarning
 from lastword.report import Report
 from lastword.runtime import pool as pool_module
 from lastword.runtime.pool import open_runner
+from lastword.runtime.runner import WarmUpTask
+from lastword.runtime.serialization import unpack
 
 GROUP = 50
 TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * GROUP + 20)]
@@ -61,6 +63,28 @@ def test_vectors_counts_and_progress(small_groups: None, one: Embedder, two: Emb
         assert getattr(reports[0], name) == getattr(reports[1], name)
     assert reports[1].batches > 12
     assert two.plan(TEXTS, "query").batches == reports[1].batches
+
+
+def test_both_workers_are_warmed_up(two: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, orders = pool_of(two), []
+    for worker in pool._workers:
+        submit = worker.submit
+        monkeypatch.setattr(
+            worker, "submit", lambda *order, to=submit: orders.append(order) or to(*order)
+        )
+    pool.warm_up(64)
+    assert len(orders) == 2
+    task, _ = unpack(orders[0][0])
+    assert (task, orders[0], orders[0][1]) == (WarmUpTask(64), orders[1], 0)
+
+
+def test_a_failure_while_warming_up_is_raised(
+    two: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = partial(worker_tasks.fail, ValueError("a kernel failed"))
+    monkeypatch.setattr(pool_module, "WarmUpTask", lambda _: failing)
+    with pytest.raises(ValueError, match="a kernel failed"):
+        two.warm_up()
 
 
 def test_both_workers_work(two: Embedder) -> None:

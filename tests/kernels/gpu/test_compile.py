@@ -18,6 +18,16 @@ OPERATIONS = {
     "forest_attention plain", "forest_attention tree", "forest_attention short", "forest_attention short tree",
     "final_attention whole", "final_attention split", "join split",
 }  # fmt: skip
+# Where a kernel spills registers, in which release of Triton: bytes per thread, and accesses in an iteration of a loop.
+# Outside loops a spill costs a few cycles per program. On gfx950 smaller blocks of keys would not spill but cost more.
+SPILLS = {
+    ("3.8.0", "sm_80 bfloat16 final_attention whole"): (8, 0),
+    ("3.8.0", "sm_80 float32 final_attention split"): (8, 0),
+    ("3.9.0", "sm_80 bfloat16 final_attention whole"): (8, 0),
+    ("3.9.0", "sm_90 bfloat16 forest_attention plain"): (48, 0),
+    ("3.9.0", "gfx942 bfloat16 forest_attention tree"): (24, 0),
+    ("3.9.0", "gfx950 bfloat16 forest_attention tree"): (100, 5),
+}
 FP8 = {"add_rms_norm_quantize", "quantize_rows", "swiglu_quantize"}
 
 
@@ -44,8 +54,15 @@ def test_every_operation_compiles_everywhere(rows: list[aot.Resources]) -> None:
     assert compiled == expected
 
 
-def test_nothing_spills(rows: list[aot.Resources]) -> None:
-    assert [aot.line(row) for row in rows if row.spills] == []
+def test_only_known_kernels_spill() -> None:
+    """`test_resources_stay_within_bounds` compares what is compiled with the bounds."""
+    found = {
+        (release, name): (bound["spills"], bound.get("loop_spills", 0))
+        for release, table in BOUNDS.items()
+        for name, bound in table.items()
+        if "spills" in bound
+    }
+    assert found == SPILLS
 
 
 def test_resources_stay_within_bounds(rows: list[aot.Resources]) -> None:
@@ -54,13 +71,15 @@ def test_resources_stay_within_bounds(rows: list[aot.Resources]) -> None:
     over = []
     for name, used in aot.bounds(rows).items():
         bound = BOUNDS[triton.__version__][name]
-        over += [f"{name}: {used}, bound {bound}" for k in used if used[k] > bound[k]]
+        over += [f"{name}: {used}, bound {bound}" for k in used if used[k] > bound.get(k, 0)]
     assert over == []
 
 
 def test_bounds_fit_the_devices() -> None:
     shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "gfx950": 160}
-    assert "3.6.0" in BOUNDS
+    assert list(BOUNDS) == ["3.6.0", "3.7.1", "3.8.0", "3.9.0"], (
+        "the releases that pyproject.toml admits"
+    )
     for table in BOUNDS.values():
         assert len(table) == sum(len(operations(t)) for t in aot.TARGETS for _ in aot.DTYPES)
         for name, bound in table.items():
@@ -80,6 +99,17 @@ def test_attention_uses_matrix_instructions(rows: list[aot.Resources]) -> None:
 
 def test_matrix_instructions_overlap(rows: list[aot.Resources]) -> None:
     assert [aot.line(row) for row in rows if row.serial] == []
+
+
+def test_copies_are_not_all_awaited_in_each_iteration(rows: list[aot.Resources]) -> None:
+    """With three stages the next block's keys and values stay in flight; with two, the loop waits for them."""
+    plain = [row for row in rows if row.target == "sm_90" and row.dtype == "bfloat16"]
+    plain = [row for row in plain if row.operation == "forest_attention plain"]
+    assert len(plain) == len(aot.MODELS)
+    for row in plain:
+        assert row.loop.looped
+        assert row.loop.classes["matrix"] == 16
+        assert (row.loop.in_flight, row.programs) == (2, 1)
 
 
 def test_row_offsets_are_64_bit(rows: list[aot.Resources]) -> None:

@@ -32,6 +32,36 @@ def round_rows(x: Tensor) -> Tensor:
     return (y / step).round() * step * scale
 
 
+def sum_as_an_h100(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply codes as Hopper's tensor cores do by published measurements, in fp64.
+
+    32 products at a time are added to the sum; each is cut 13 bits below the leading bit of the largest of them.
+    """
+    total = torch.zeros(len(a), b.shape[1], dtype=torch.float64)
+    for k in range(0, a.shape[1], 32):
+        products = a[:, k : k + 32, None] * b[None, k : k + 32]
+        largest = torch.maximum(products.abs().amax(1), total.abs()).clamp_min(1e-300)
+        unit = 2.0 ** (largest.log2().floor() - 13)
+        total = ((products / unit[:, None]).trunc().sum(1) + (total / unit).trunc()) * unit
+    return total
+
+
+@pytest.mark.parametrize(
+    ("K", "expected"), [(256, 2.1e-4), (768, 4.4e-4), (3072, 1.1e-3), (12_288, 2.6e-3)]
+)
+def test_the_accumulation_of_an_h100_errs_less_than_rounding(K: int, expected: float) -> None:
+    x, weight = draw(48, K), draw(48, K, seed=1)
+    codes, scales = quantize_rows(x, torch.float8_e4m3fn)
+    layer = Fp8Linear(weight)
+    weights = layer.weight.double()
+    exact = codes.double() @ weights.t()
+    emulated = sum_as_an_h100(codes.double(), weights.t().contiguous())
+    assert relative(emulated, exact) == pytest.approx(expected, rel=0.1)
+    ours = layer((codes, scales)).double() / scales[:, None].double() / layer.scale.double()
+    assert relative(ours, exact) < 1e-6
+    assert relative(layer(x), x.double() @ weight.double().t()) == pytest.approx(3.7e-2, rel=0.1)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("T", "K_in", "K_out"), SHAPES)
 def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: bool) -> None:
