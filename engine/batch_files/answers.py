@@ -255,7 +255,7 @@ class Pending:
     Args:
         request: the request.
         hash: a hash that identifies the request in the output.
-        answers: what answers its path; None if the line is not a request.
+        answers: the object that answers requests to its path; None if the line is not a request.
         asked: its body; None if it cannot be answered.
         job: its texts; None if it cannot be answered.
         failure: the error of a request that cannot be answered; else None.

@@ -38,7 +38,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         default="5GB",
         metavar="SIZE",
-        help="largest size of a weight file, unless a single tensor is larger, such as 500MB; by default 5GB",
+        help="largest size of a weight file, such as 500MB, exceeded only if a single tensor is larger; by default 5GB",
     )
     parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
     parser.add_argument(

@@ -1,8 +1,9 @@
 """RMSNorm of packed rows, one program per row.
 
-There are four variants. They normalise x; an embedding that they look up; residual + x; or residual + x, and quantise
-the result to fp8. This last one loads a row in two parts whose sizes are powers of two: of C = 2560 it would otherwise
-issue so many instructions for lanes that are masked that they take longer than the memory (bench/LOG.md, 2026-12-01).
+There are four variants. The first normalises x; the second, an embedding that it looks up; the third, residual + x.
+The fourth normalises residual + x too, and quantises the result to fp8. It loads a row in two parts whose sizes are
+powers of two: for C = 2560 it would otherwise issue so many instructions for masked lanes that they would take longer
+than the memory accesses (bench/LOG.md, 2026-12-01).
 """
 
 import torch
