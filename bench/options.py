@@ -32,8 +32,9 @@ Before an implementation is timed, it is compared with the fp64 reference of its
 implementation with wrong results is not timed. The exit status is 1 if that implementation is
 lastword's own, one of its other forms of attention (descriptor, stages-2, scaled, before), or the
 function given by --with. This function takes the same arguments as the operation in
-lastword.kernels. Times are medians, with the 20th and 80th percentiles. "of peak" is the shortest possible time divided by the median. The shortest possible
-time follows from the bandwidth of a copy and the speed of a matmul, both measured in the same run."""
+lastword.kernels. Times are medians, with the 20th and 80th percentiles. "of peak" is the shortest
+possible time divided by the median. The shortest possible time follows from the bandwidth of a copy
+and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
