@@ -75,8 +75,8 @@ class Embedder(EmbedderProperties, Reopenable):
         truncate_dim: number of leading dimensions to keep; the vectors are then scaled to length 1. By default the
             number that the checkpoint sets, or all.
         cuda_graphs: whether `warm_up` records CUDA graphs on a GPU, as which small batches then run: the same vectors
-            in less time.
-            Each batch size is recorded when it first occurs; False saves the time and memory of the recordings.
+            in less time. Without a call of `warm_up` nothing is recorded. False saves the time and memory of the
+            recordings.
         show_progress_bar: whether to show a bar while the weights load; by default on a terminal, if loading takes more
             than a second.
         tune_process: whether to change the process as described above.

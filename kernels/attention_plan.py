@@ -277,7 +277,7 @@ class KernelTables:
 
     Tables must be aligned to 16 bytes, because Triton would compile a kernel again for a different alignment. They may
     be longer than the batch needs, so that one CUDA graph can serve batches of different sizes: the last segment then
-    has no rows, and the unused tiles and texts point to it.
+    has no rows, and the unused tiles point to it. Unused texts have one key, in the segment of row 0.
     """
 
     segment_table: Tensor

@@ -143,9 +143,10 @@ class Model:
 
     @property
     def graph_bytes(self) -> int:
-        """Bytes that the graphs of `warm_up` take at most, apart from libraries' workspaces; 0 without graphs.
+        """Estimated bytes of activations of the graphs that `warm_up` records; 0 without graphs.
 
-        The graphs share the activations of the largest. The buffers are small beside them.
+        The graphs share the activations of the largest. Buffers, libraries' workspaces and CUDA's own description of
+        the graphs are not counted.
         """
         return 0 if self._graphs is None else self.token_bytes * MAX_BUCKET_ROWS
 

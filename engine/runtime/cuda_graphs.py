@@ -8,6 +8,7 @@ texts or weights.
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple, Protocol
 
@@ -25,9 +26,9 @@ class Recorder(Protocol):
     """Records the work that a function starts on a device."""
 
     def rehearse(self, run: Callable[[], None]) -> None:
-        """Run the function where it will be recorded, and wait for its work; what it raises is raised as it is.
+        """Run the function, and wait for its work; what it raises is raised as it is.
 
-        A recording must not compile kernels or allocate a library's workspace; a rehearsal does that.
+        A recording must not compile kernels or load libraries; a rehearsal does that.
         """
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -38,17 +39,21 @@ class Recorder(Protocol):
         """
 
 
+_RECORDING = Lock()  # held during a recording
+
+
 class CudaRecorder:
     """Records the kernels that a function launches on the current device. All graphs of one object share a memory pool.
 
-    During a recording, other threads may use the device, but must not record or call `torch.cuda.synchronize`, since
-    CUDA would then abort the recording.
+    During a recording, other threads may use the device, but must not record, call `torch.cuda.synchronize` (CUDA would
+    abort the recording) or call `torch.cuda.empty_cache` (use this module's `empty_cache`).
     """
-
-    _recording = Lock()
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
+        # Not the stream of the recordings: cuBLAS has a workspace per stream. It must be allocated in the first
+        # recording, from the graphs' own memory pool, because other memory might be freed under the graphs.
+        self._rehearsals = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Graphs are kept even if their recording failed: since PyTorch 2.12 a deleted graph frees its stream's cuBLAS
         # workspace, which the other graphs still use.
@@ -56,25 +61,53 @@ class CudaRecorder:
 
     def rehearse(self, run: Callable[[], None]) -> None:
         caller = torch.cuda.current_stream()
-        self._stream.wait_stream(caller)
+        self._rehearsals.wait_stream(caller)
         try:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._rehearsals):
                 run()
         finally:  # it wrote to memory that the caller's stream may write next
-            caller.wait_stream(self._stream)
-        self._stream.synchronize()  # an error of a kernel appears here, not in the recording
+            caller.wait_stream(self._rehearsals)
+        self._rehearsals.synchronize()  # an error of a kernel appears here, not in the recording
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        with self._recording:
-            graph = torch.cuda.CUDAGraph()
-            self._graphs.append(graph)
-            recording = torch.cuda.graph(
-                graph, self.pool, self._stream, capture_error_mode="thread_local"
-            )
+        with _RECORDING:
+            try:
+                return self._record(run)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # another thread has called `synchronize`; it may not do so again
+                return self._record(run)
+
+    def _record(self, run: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)
+        recording = torch.cuda.graph(
+            graph, self.pool, self._stream, capture_error_mode="thread_local"
+        )
+        try:
             # Makes the caller's stream current again at the end, even if the recording fails.
             with torch.cuda.stream(torch.cuda.current_stream()), recording:
                 run()
+        except BaseException:
+            self._leave_pool()
+            raise
         return graph.replay
+
+    def _leave_pool(self) -> None:
+        """End an aborted recording's use of the pool, and record into a new pool from now on.
+
+        PyTorch leaves the pool open if CUDA has aborted the recording. It would then refuse to record into the pool
+        again, and the allocator would not return unused memory any more.
+        """
+        with suppress(RuntimeError):  # it was ended after all
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
+        self.pool = torch.cuda.graph_pool_handle()
+
+
+def empty_cache() -> None:
+    """Do the same as `torch.cuda.empty_cache`, but not during a recording, when some versions of PyTorch refuse it."""
+    with _RECORDING:
+        torch.cuda.empty_cache()
 
 
 class _Recorded(NamedTuple):
@@ -125,12 +158,13 @@ class Graphs:
             if self._done is not None:  # the previous batch may have run on another stream
                 torch.cuda.current_stream().wait_event(self._done)
             bucket = self._recorded[layout]
-            bucket.inputs.copy_(buffer, non_blocking=True)
-            bucket.replay()
-            states = bucket.states[:finals].clone()
-            if self._device.type == "cuda":
-                self._done = torch.cuda.current_stream().record_event(self._done)
-            return states
+            try:
+                bucket.inputs.copy_(buffer, non_blocking=True)
+                bucket.replay()
+                return bucket.states[:finals].clone()
+            finally:  # even if there is no memory for the copy: the next batch must not overwrite this one's inputs
+                if self._device.type == "cuda":
+                    self._done = torch.cuda.current_stream().record_event(self._done)
 
     def record(self, forward: Forward, batches: Sequence[tuple[BucketLayout, Tensor]]) -> None:
         """Record the buckets that are not recorded yet, in the order given; each is rehearsed first.
@@ -147,10 +181,11 @@ class Graphs:
         """
         problems: list[tuple[int, str]] = []
         for layout, buffer in batches:
-            if layout not in self._recorded:
+            with self._lock:
+                if layout in self._recorded:
+                    continue
                 try:
-                    with self._lock:
-                        self._recorded[layout] = self._record(forward, layout, buffer)
+                    self._recorded[layout] = self._record(forward, layout, buffer)
                 except _NotRecordedError as error:
                     problems.append((layout.rows, str(error)))
         if problems:

@@ -134,7 +134,7 @@ class Loop:
             return raise_on_wait(error)
 
     def warm_up(self) -> None:
-        """Warm the runner up for the batches that `run` may give it; see `Runner.warm_up`."""
+        """Warm the runner up for batches of up to the budget, but not for longer texts; see `Runner.warm_up`."""
         self._check_process()
         self.runner.warm_up(self.budget.limit)
 

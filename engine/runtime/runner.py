@@ -23,6 +23,7 @@ from lastword.model.hidden_states import last_token_states, layer_numbers
 from lastword.model.postprocess import postprocess, score
 from lastword.model.qwen3 import Model
 from lastword.runtime import process_tuning
+from lastword.runtime.cuda_graphs import empty_cache
 from lastword.runtime.device import default_batch_tokens
 from lastword.weights import ModelConfig, WeightsSource
 
@@ -258,7 +259,7 @@ class InProcess:
             return to_host(task(self.model, forest))
         except torch.OutOfMemoryError as error:
             problem = str(error)
-        torch.cuda.empty_cache()  # not earlier: by now the forward's tensors are released
+        empty_cache()  # not earlier: by now the forward's tensors are released
         return raise_on_wait(torch.OutOfMemoryError(problem))
 
     def warm_up(self, most_rows: int) -> None:
@@ -271,7 +272,7 @@ class InProcess:
         """
         self._free()
         if self.ahead:
-            torch.cuda.empty_cache()
+            empty_cache()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():

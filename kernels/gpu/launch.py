@@ -35,11 +35,20 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     try:
         kernel[grid](*arguments, enable_fp_fusion=True, **constants)
     except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        names = {frame.f_code.co_name for frame in frames}
-        if not names & _BUILDING and _BUILD not in {f.f_globals.get("__name__") for f in frames}:
+        if not _is_failed_build(error):
             raise
         raise _failed_build(error) from error
+
+
+def _is_failed_build(error: Exception) -> bool:
+    """Return whether Triton raised the error while it built its C module.
+
+    Not part of `launch`: a list of frames would keep its frame, and so the batch's tensors, until the garbage collector
+    comes.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = {frame.f_code.co_name for frame in frames}
+    return bool(names & _BUILDING) or _BUILD in {f.f_globals.get("__name__") for f in frames}
 
 
 def _failed_build(error: Exception) -> DeviceError:

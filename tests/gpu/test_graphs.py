@@ -2,9 +2,12 @@
 
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -213,3 +216,27 @@ def test_a_batch_beyond_the_memory_is_split(embedder: Embedder) -> None:
         embedder.max_batch_tokens = tokens
     assert "max_batch_tokens" in [getattr(each.message, "where", None) for each in warned]
     assert float((vectors * expected).sum(1).min()) > 0.999
+
+
+def test_a_thread_that_synchronises_aborts_one_recording_only(embedder: Embedder) -> None:
+    """What an aborted recording leaves behind must not end later recordings, or the use of memory."""
+    model, end = model_of(embedder), Event()
+
+    def disturb() -> None:
+        while not end.wait(0.002):
+            with suppress(RuntimeError):
+                torch.cuda.synchronize()
+
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(action="ignore"):
+        disturbing = pool.submit(disturb)
+        try:
+            graphs(model)
+        finally:
+            end.set()
+        disturbing.result()
+    model.warm_up(2048)
+    torch.cuda.empty_cache()
+    assert bool(torch.randn(4, device=GPU).isfinite().all())
+    graphs(model)
+    for forest in batches(4, 10):
+        assert bool(model.forward(forest).isfinite().all())

@@ -1,8 +1,11 @@
 """The graphs of small batches, with a stand-in for the recorder: order, buffers, memory counted, failures."""
 
 import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +20,7 @@ from lastword.batching.packing import Bucket, BucketLayout, ModelInputs, Packer
 from lastword.errors import LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.runtime import runner
-from lastword.runtime.cuda_graphs import Graphs
+from lastword.runtime.cuda_graphs import CudaRecorder, Graphs, empty_cache
 from lastword.runtime.runner import InProcess, WarmUpTask
 from lastword.weights import Checkpoint, read_config
 
@@ -121,6 +124,90 @@ def test_what_cannot_be_recorded_is_one_warning(errors: dict[str, list[Exception
     assert LARGE in recorded, "a later call tries again"
 
 
+class FakeCuda:
+    """What `CudaRecorder` uses of torch.cuda; recordings in `aborted` fail as if another thread had synchronised."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, aborted: set[int]) -> None:
+        self.pools: list[int] = []  # the pool of each recording
+        self.left: list[int] = []  # pools whose use was ended after an abort
+        handles, streams = count(), count()
+
+        @contextmanager
+        def graph(_graph, pool, _stream, *, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+            self.pools.append(pool)
+            yield
+            if len(self.pools) - 1 in aborted:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+        def end(_device: int, pool: int) -> None:
+            self.left.append(pool)
+            raise RuntimeError("it was ended after all")
+
+        def stream() -> SimpleNamespace:
+            return SimpleNamespace(
+                number=next(streams), wait_stream=lambda _: None, synchronize=lambda: None
+            )
+
+        caller = stream()
+        for name, fake in {
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "Stream": stream,
+            "current_device": lambda: 0,
+            "current_stream": lambda: caller,
+            "graph": graph,
+            "graph_pool_handle": lambda: next(handles),
+            "stream": lambda _: nullcontext(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+
+
+def test_an_aborted_recording_leaves_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would refuse every later recording into it; the next try, and all after it, use a new one."""
+    cuda = FakeCuda(monkeypatch, aborted={1})
+    recorder = CudaRecorder()
+    with warnings.catch_warnings(action="error"):
+        graphs(recorder).record(forward, ANY)
+        assert (cuda.pools, cuda.left) == ([0, 0, 1], [0])
+        graphs(recorder).record(forward, ANY)
+    assert cuda.pools == [0, 0, 1, 1, 1]
+
+
+def test_a_recording_that_is_aborted_twice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch, aborted={0, 1})
+    recorded = graphs(CudaRecorder())
+    with pytest.warns(LastwordWarning, match="batches of 64 rows could not be recorded"):
+        recorded.record(forward, ANY)
+    assert (cuda.pools, cuda.left) == ([0, 1, 2], [0, 1])
+    assert SMALL in recorded
+
+
+def test_a_rehearsal_and_a_recording_have_streams_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that cuBLAS takes the workspace that the graphs use from the graphs' own memory."""
+    FakeCuda(monkeypatch, aborted=set())
+    recorder = CudaRecorder()
+    assert recorder._rehearsals.number != recorder._stream.number
+
+
+def test_unused_memory_is_not_returned_during_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, aborted=set())
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: called.append("empty"))
+    other = Thread(target=empty_cache)
+
+    def run() -> None:
+        other.start()
+        other.join(0.05)
+        called.append("recorded")
+
+    CudaRecorder().record(run)
+    other.join(10)
+    assert called == ["recorded", "empty"]
+
+
 def cpu_model(folder: Path) -> Model:
     config = read_config(folder)
     return Model(Checkpoint(folder, config), config, CPU, torch.float32)
@@ -138,7 +225,7 @@ def test_a_model_records_the_largest_first(
         return torch.zeros(inputs.plan.num_finals, model.config.hidden_size)
 
     monkeypatch.setattr(model, "_forward", states)
-    for recorder, most, count in (
+    for recorder, most, number in (
         (StubRecorder(), 2048, 40),
         (StubRecorder(), 100, 20),
         (None, 16, 5),
@@ -146,10 +233,10 @@ def test_a_model_records_the_largest_first(
         model.use_packing(recorder)
         seen.clear()
         model.warm_up(most)
-        assert len(seen) == count
+        assert len(seen) == number
         assert seen == sorted(seen, reverse=True)
         if recorder is not None:
-            assert (recorder.rehearsed, recorder.recorded) == (count, count)
+            assert (recorder.rehearsed, recorder.recorded) == (number, number)
 
 
 def test_a_batch_without_graphs_needs_no_memory_for_warming_up(

@@ -1,7 +1,11 @@
 """Every launch states the compiler's options, and a launcher that cannot be built is explained in one line."""
 
 import ast
+import gc
 import sysconfig
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,6 +145,29 @@ def test_other_errors_stay(error: Exception, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(type(error)) as caught:
         launch(Kernel(build), (3,), 1, 2, num_warps=4)
     assert caught.value is error
+
+
+def test_a_failed_launch_keeps_no_tensor() -> None:
+    """Reference counting frees a batch whose launch failed; the garbage collector may come much later."""
+
+    class Failing:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            def run(*_: object, **__: object) -> None:
+                raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+            return run
+
+    def batch() -> weakref.ref[torch.Tensor]:
+        tensor = torch.empty(4)
+        with suppress(RuntimeError):
+            launch(Failing(), (1,), tensor)
+        return weakref.ref(tensor)
+
+    gc.disable()
+    try:
+        assert batch()() is None
+    finally:
+        gc.enable()
 
 
 def test_the_places_of_the_build_are_triton_s_own() -> None:
