@@ -246,14 +246,23 @@ def _refuse_adapter(folder: Path) -> None:
         return
     base = None if values is None else Fields(values, str(path)).text("base_model_name_or_path")
     whole = has_file(folder / "config.json")
-    remedy = "Merge it into the weights with peft (merge_and_unload) and save the result"
     raise ConfigError(
         str(path if values is not None else folder / found[0]),
         "an adapter beside the weights" if whole else "only an adapter, not a whole model",
         got=None if base is None else f"an adapter of {show_value(base)}",
         expected="a model without one" if whole else "a whole model",
-        remedy=f"{remedy}{', or remove its files' if whole else ''}.",
+        remedy=f"{_first_step(folder, whole=whole)} "
+        f"lastword convert {folder if whole else base or 'MODEL'} OUT --adapter DIR.",
     )
+
+
+def _first_step(folder: Path, *, whole: bool) -> str:
+    """Return how to begin with merging an adapter, as the beginning of a sentence."""
+    if whole:
+        return "Move the adapter's files to a folder DIR of their own, and merge it:"
+    if not has_file(folder / _ADAPTER_WEIGHTS[0]):
+        return f"Download it with {_ADAPTER_WEIGHTS[0]} into a folder DIR, and merge it:"
+    return f"Merge it, with {folder} for DIR:"
 
 
 def _check_fetched(

@@ -17,12 +17,10 @@ BASE = {"base_model_name_or_path": "Qwen/Qwen3-Embedding-0.6B", "peft_type": "LO
 WHOLE = {
     "what": "an adapter beside the weights",
     "expected": "a model without one",
-    "remedy": "Merge it into the weights with peft (merge_and_unload) and save the result, or remove its files.",
 }
 ONLY = {
     "what": "only an adapter, not a whole model",
     "expected": "a whole model",
-    "remedy": "Merge it into the weights with peft (merge_and_unload) and save the result.",
 }
 OF_BASE = 'an adapter of "Qwen/Qwen3-Embedding-0.6B"'
 
@@ -46,17 +44,26 @@ def folder(tmp_path: Path) -> Path:
 def test_an_adapter_beside_whole_weights(folder, files, named, got):
     for name, values in files.items():
         change_file(folder, name, values)
-    with refusal(ConfigError, where=str(folder / named), got=got, **WHOLE):
+    remedy = "Move the adapter's files to a folder DIR of their own, and merge it: "
+    remedy += f"lastword convert {folder} OUT --adapter DIR."
+    with refusal(ConfigError, where=str(folder / named), got=got, remedy=remedy, **WHOLE):
         locate(folder)
     with refusal(ConfigError, where=str(folder / named)):
         Embedder(folder, device="cpu")
 
 
-def test_a_folder_with_only_an_adapter(tmp_path):
-    path = change_file(tmp_path / "adapter", CONFIG, BASE)
-    change_file(tmp_path / "adapter", "tokenizer_config.json", {})
-    with refusal(ConfigError, where=str(path), got=OF_BASE, **ONLY):
-        locate(tmp_path / "adapter")
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_folder_with_only_an_adapter(tmp_path, weights):
+    folder = tmp_path / "adapter"
+    path = change_file(folder, CONFIG, BASE)
+    change_file(folder, "tokenizer_config.json", {})
+    first = f"Download it with {WEIGHTS} into a folder DIR, and merge it:"
+    if weights:
+        change_file(folder, WEIGHTS, {})
+        first = f"Merge it, with {folder} for DIR:"
+    remedy = f"{first} lastword convert Qwen/Qwen3-Embedding-0.6B OUT --adapter DIR."
+    with refusal(ConfigError, where=str(path), got=OF_BASE, remedy=remedy, **ONLY):
+        locate(folder)
 
 
 def test_a_link_that_leads_nowhere_is_no_absent_adapter(folder):

@@ -1,4 +1,7 @@
-"""Convert a model's weights to a dtype, as a job for `job.py`; tensors that already have the dtype keep their bytes."""
+"""Convert a model's weights to a dtype, or merge a LoRA adapter into them, as a job for `job.py`.
+
+Tensors that already have the dtype, and that no adapter changes, keep their bytes.
+"""
 
 import math
 from collections.abc import Iterator
@@ -17,35 +20,47 @@ from lastword.weights.files.companions import (
     read_companion,
 )
 from lastword.weights.files.dtypes import dtype_name, torch_dtype
-from lastword.weights.files.file_tensor import open_tensor
+from lastword.weights.files.file_tensor import FileTensor, open_tensor
 from lastword.weights.files.reading import has_file
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
+from lastword.weights.merging.adapter import Adapter
 from lastword.weights.merging.stored import StoredModel, not_finite_error
 
 
 class Conversion:
-    """A job that converts a model to a dtype, rounding to nearest even; with dtype None it only splits the files anew.
+    """A job that converts a model to a dtype and merges an adapter into it; with neither it only splits the files anew.
 
     Args:
         model: the model to convert.
         dtype: the dtype of every tensor of the result; None keeps the dtype of each tensor.
         threads: the threads for the arithmetic.
+        adapter: is added to the weights; None for no adapter.
+
+    Numerics:
+        Values are rounded to nearest even, once: an adapter is multiplied and added in fp32.
 
     Raises:
-        WeightsError: a file to be copied cannot be read, or is a link that leads out of the model's folder.
+        WeightsError: a file to be copied cannot be read, or is a link that leads out of the model's folder; the model
+            lacks a weight that the adapter changes, or its shape does not fit.
     """
 
     specs: TensorSpecs
     identity: dict[str, object]
 
     def __init__(
-        self, model: StoredModel, dtype: torch.dtype | None, threads: BlockThreads
+        self,
+        model: StoredModel,
+        dtype: torch.dtype | None,
+        threads: BlockThreads,
+        adapter: Adapter | None = None,
     ) -> None:
         check_companions(model.folder)
-        # A conversion copies the model card, because it still describes the model; a merge writes a new one.
-        card = model.folder / CARD
-        self._card = read_companion(model.folder, Path(CARD)) if has_file(card) else None
-        self._model, self._threads = model, threads
+        if adapter is not None:
+            adapter.check(model.name, model.tensors)
+        # A conversion copies the model card, because it still describes the model; with an adapter it is another model.
+        copied = adapter is None and has_file(model.folder / CARD)
+        self._card = read_companion(model.folder, Path(CARD)) if copied else None
+        self._model, self._threads, self._adapter = model, threads, adapter
         self._plain = {model.keys[name]: name for name in model.tensors}
         infos = {key: model.tensors[name] for key, name in self._plain.items()}
         self.specs = {
@@ -53,19 +68,35 @@ class Conversion:
             for key, info in infos.items()
         }
         self.identity = {"convert": model.fingerprint, "dtype": str(dtype)}
+        if adapter is not None:
+            self.identity["adapter"] = adapter.fingerprint
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor and yield it in pieces."""
-        dtype = self.specs[name].dtype
-        with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
+        dtype, plain = self.specs[name].dtype, self._plain[name]
+        changed = self._adapter is not None and plain in self._adapter.pairs
+        with open_tensor(self._model.tensors[plain], name) as tensor:
 
             def convert(block: slice) -> Tensor:
                 return _convert_block(tensor[block], dtype, self._model.name, name)
 
-            if dtype == tensor.dtype:
+            if changed:
+                yield from self._adapted(tensor, plain, name)
+            elif dtype == tensor.dtype:
                 yield from (tensor[block] for block in blocks(tensor.numel()))
             else:
                 yield from self._threads.map(convert, blocks(tensor.numel()))
+
+    def _adapted(self, tensor: FileTensor, plain: str, name: str) -> Iterator[Tensor]:
+        """Add the adapter to a weight, and yield it in pieces."""
+        assert self._adapter is not None
+        update, dtype = self._adapter.update(plain), self.specs[name].dtype
+
+        def merge(block: slice) -> Tensor:
+            merged = update.add_to(tensor[block], block)
+            return _convert_block(merged, dtype, f"{self._model.name} with its adapter", name)
+
+        yield from self._threads.map(merge, update.blocks())
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return the name and dtype of a converted tensor."""

@@ -1,4 +1,7 @@
-"""A merge holds only a few blocks in memory, however large a tensor is: here 1.5 GB per tensor, in sparse files."""
+"""A merge holds only a few blocks in memory, however large a tensor is; planning bags holds no rows.
+
+The tensors are 1.5 GB each, in sparse files.
+"""
 
 import json
 import struct
@@ -79,3 +82,26 @@ def test_peak_memory_of_a_large_merge(tmp_path):
         got = embedding[place : place + FILLED]
         assert torch.allclose(got, expected[i * FILLED : (i + 1) * FILLED], rtol=1e-6, atol=0)
     assert not embedding[FILLED : PLACES[1]].any()
+
+
+def peak_of_bags(rows: int, folder: Path) -> int:
+    """Return the peak memory in bytes of planning over `rows` rows."""
+    text = b'{"text": "a row of some length", "id": 123456}\n'
+    with (folder / f"{rows}.jsonl").open("wb") as file:
+        for _ in range(rows // 10_000):
+            file.write(text * 10_000)
+    words = ["bags", f"{rows}.jsonl", "--ratios", "80,rest", "--seed", "1", "-o", f"p{rows}.json"]
+    command = [sys.executable, "-m", "lastword.cli.main", *words, "--quiet"]
+    with subprocess.Popen(command, cwd=folder) as process:
+        peak = peak_anonymous(process)
+    assert process.returncode == 0
+    plan = json.loads((folder / f"p{rows}.json").read_text())
+    assert [bag["rows"] for bag in plan["bags"]] == [rows * 8 // 10, rows * 2 // 10]
+    return peak
+
+
+@pytest.mark.timing
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("rows", [500_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
+def test_planning_bags_takes_the_same_memory_for_more_rows(tmp_path, rows):
+    assert peak_of_bags(rows, tmp_path) < peak_of_bags(10_000, tmp_path) + 8_000_000
