@@ -27,7 +27,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 
 NOTES := examples/notes.txt
 
-.PHONY: demo test browser lint types prove-kernels tritons soak clean
+.PHONY: demo test browser lint types prove-kernels prove-pipelined tritons soak clean
 
 demo: $(VENV)/.installed
 	@mkdir -p .demo
@@ -72,14 +72,16 @@ types: $(VENV)/.installed-test
 	cd $(VENV)/types && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
-# ttsem executes the IR that Triton compiles for a GPU, and checks every access: first the IR before any optimisation,
-# then, of attention, the last one. Its metadata asks for Python 3.12, but it works with 3.11 too. Where it cannot be
-# installed, the kernels run in Triton's interpreter only.
-prove-kernels: $(VENV)/.installed-test
+# ttsem executes the IR that Triton compiles for a GPU, and checks every access: `prove-kernels` the IR before any
+# optimisation, `prove-pipelined` the last one, of attention only. Its metadata asks for Python 3.12, but it works with
+# 3.11 too. Where it cannot be installed, the kernels run in Triton's interpreter only.
+prove-kernels: PROVED := 1
+prove-pipelined: PROVED := pipelined
+prove-kernels prove-pipelined: $(VENV)/.installed-test
 	@$(INSTALL) --no-deps --ignore-requires-python --upgrade --target $(CURDIR)/$(VENV)/ttsem ttsem==0.1.0 \
 	    || { echo "ttsem cannot be installed: the kernels are not proved"; exit 0; }; \
 	export PYTHONPATH=$(CURDIR)/$(VENV)/ttsem$${PYTHONPATH:+:$$PYTHONPATH}; \
-	PROVE_KERNELS=1 $(PARALLEL) tests/interpreter && PROVE_KERNELS=pipelined $(PARALLEL) tests/interpreter
+	PROVE_KERNELS=$(PROVED) $(PARALLEL) tests/interpreter
 
 # The kernels compiled, interpreted and proved under the other releases of Triton that pyproject.toml admits. The
 # interpreter of 3.6 converts arrays of one element to numbers, which NumPy deprecates and, from 2.4 on, refuses.
@@ -95,7 +97,7 @@ tritons: $(VENV)/.installed-test
 	done
 	PYTHONPATH=$(CURDIR)/$(VENV)/triton-3.8.0 $(MAKE) prove-kernels
 
-soak: $(VENV)/.installed-test tritons
+soak: $(VENV)/.installed-test prove-pipelined tritons
 	$(BIN)/python tests/fuzz/campaign.py --oracle --cases $(FUZZ_CASES) $(FUZZ_SEED:%=--seed %)
 	$(PYTEST) -q -m soak
 	for seed in $$(seq $(SOAK_ROUNDS)); do \

@@ -6,7 +6,7 @@ PROVE_KERNELS=1 python -m pytest tests/interpreter       ttsem, which executes t
 PROVE_KERNELS=pipelined python -m pytest tests/interpreter    attention only: ttsem executes the last IR for sm_90, with
                                                          asynchronous copies, wgmma and, with descriptors, warp groups
 
-`make prove-kernels` installs ttsem and does the second and the third.
+`make prove-kernels` installs ttsem and does the second, `make prove-pipelined` the third.
 """
 
 import os

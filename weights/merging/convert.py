@@ -23,7 +23,7 @@ from lastword.weights.files.dtypes import dtype_name, torch_dtype
 from lastword.weights.files.file_tensor import FileTensor, open_tensor
 from lastword.weights.files.reading import has_file
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
-from lastword.weights.merging.adapter import Adapter
+from lastword.weights.lora.adapter import Adapter
 from lastword.weights.merging.stored import StoredModel, not_finite_error
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from lastword.weights.files.blocks import block_threads
-    from lastword.weights.merging.adapter import read_adapter
+    from lastword.weights.lora.adapter import read_adapter
     from lastword.weights.merging.convert import Conversion
     from lastword.weights.merging.stored import open_stored
 
