@@ -251,18 +251,19 @@ def _refuse_adapter(folder: Path) -> None:
         "an adapter beside the weights" if whole else "only an adapter, not a whole model",
         got=None if base is None else f"an adapter of {show_value(base)}",
         expected="a model without one" if whole else "a whole model",
-        remedy=f"{_first_step(folder, whole=whole)} "
-        f"lastword convert {folder if whole else base or 'MODEL'} OUT --adapter DIR.",
+        remedy=_how_to_merge(folder, base, whole=whole),
     )
 
 
-def _first_step(folder: Path, *, whole: bool) -> str:
-    """Return how to begin with merging an adapter, as the beginning of a sentence."""
+def _how_to_merge(folder: Path, base: str | None, *, whole: bool) -> str:
+    """Return the command that merges the adapter in a folder, and what to do before it."""
     if whole:
-        return "Move the adapter's files to a folder DIR of their own, and merge it:"
+        first = "Move the adapter's files to a folder DIR of their own, and merge it:"
+        return f"{first} lastword convert {folder} OUT --adapter DIR."
+    command = f"lastword convert {base or 'MODEL'} OUT --adapter"
     if not has_file(folder / _ADAPTER_WEIGHTS[0]):
-        return f"Download it with {_ADAPTER_WEIGHTS[0]} into a folder DIR, and merge it:"
-    return f"Merge it, with {folder} for DIR:"
+        return f"Download it with {_ADAPTER_WEIGHTS[0]} into a folder DIR, and merge it: {command} DIR."
+    return f"Merge it: {command} {folder}."
 
 
 def _check_fetched(

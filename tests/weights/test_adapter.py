@@ -57,11 +57,11 @@ def test_a_folder_with_only_an_adapter(tmp_path, weights):
     folder = tmp_path / "adapter"
     path = change_file(folder, CONFIG, BASE)
     change_file(folder, "tokenizer_config.json", {})
-    first = f"Download it with {WEIGHTS} into a folder DIR, and merge it:"
+    command = "lastword convert Qwen/Qwen3-Embedding-0.6B OUT --adapter"
+    remedy = f"Download it with {WEIGHTS} into a folder DIR, and merge it: {command} DIR."
     if weights:
         change_file(folder, WEIGHTS, {})
-        first = f"Merge it, with {folder} for DIR:"
-    remedy = f"{first} lastword convert Qwen/Qwen3-Embedding-0.6B OUT --adapter DIR."
+        remedy = f"Merge it: {command} {folder}."
     with refusal(ConfigError, where=str(path), got=OF_BASE, remedy=remedy, **ONLY):
         locate(folder)
 
