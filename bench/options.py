@@ -232,7 +232,7 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         "--scaling",
         action="store_true",
         help="compare lastword on N threads (N is --threads) with lastword on one thread, and with N models side by "
-        "side, each on one thread (with N = 2, device 'cpu,cpu')",
+        "side, each on one thread (for N = 2, this is device 'cpu,cpu')",
     )
     mode.add_argument(
         "--rerank",

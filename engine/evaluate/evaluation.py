@@ -66,7 +66,8 @@ def evaluate(
     Args:
         model: Hugging Face id or folder of an embedding model or a reranker. A reranker can run the mteb tasks that
             give it documents to sort.
-        tasks: names of mteb tasks, or mteb task objects. For objects, it is not checked first that data are available.
+        tasks: names of mteb tasks, or mteb task objects. For task objects, the availability of the data is not checked
+            first.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the saved results with the benchmark scores on the model card.
         known_as: Hugging Face id of the published model whose instructions and model card are used; by default `model`

@@ -132,7 +132,7 @@ class StatesTask:
 def states_task(
     layers: Iterable[SupportsIndex] | None, config: ModelConfig
 ) -> tuple[StatesTask, Tensor]:
-    """Return the task for these layers, numbered as in transformers, and an empty tensor with the shape of its rows.
+    """Return the task for these layers, numbered as in transformers, and an empty tensor with rows like its results'.
 
     Raises:
         ConfigError: a layer does not exist.

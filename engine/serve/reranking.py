@@ -56,6 +56,6 @@ class Reranking:
         return prepare_pairs(self.model, call, self._settings)
 
     def answer(self, job: Job) -> Scores:
-        """Collect the scores of a finished job; if they are many, call this outside the event loop."""
+        """Collect the scores of a finished job; if there are many, call this outside the event loop."""
         results = [each for each in job.results if isinstance(each, Tensor)]
         return scores_of(self.model, results, job.prepared, round(job.computed), self.name)

@@ -271,7 +271,7 @@ class Service:
             metrics.length.observe(len(ids))
 
     def answer(self, job: Job) -> Answer:
-        """Collect the vectors of a finished job; if they are many, call this outside the event loop."""
+        """Collect the vectors of a finished job; if there are many, call this outside the event loop."""
         wanted = job.prepared.format
         vectors = stack([each for each in job.results if isinstance(each, Tensor)])
         space = self._space(wanted.dim, wanted.normalize)

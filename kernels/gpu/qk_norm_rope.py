@@ -1,4 +1,4 @@
-"""QK-norm and rotary embedding of the fused qkv rows, in one pass and in place; one program per row and 8 heads."""
+"""QK-norm and rotary embedding of the fused qkv rows, in one pass and in place; one program per 8 heads of a row."""
 
 import triton
 import triton.language as tl

@@ -51,7 +51,7 @@ def map_tensor(info: TensorInfo, name: str) -> Tensor:
 
 
 class FlatTensor(Protocol):
-    """A one-dimensional tensor that is read by slices, from memory or from its file."""
+    """A one-dimensional tensor that is read in slices, from memory or from its file."""
 
     def numel(self) -> int:
         """Return the number of elements."""
@@ -125,7 +125,7 @@ class _Buffer(threading.local):
 
 @contextmanager
 def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
-    """Open a tensor's file, to read the tensor by slices.
+    """Open a tensor's file, to read the tensor in slices.
 
     Raises:
         WeightsError: the file cannot be opened, or changed since its header was read.

@@ -48,10 +48,10 @@ EXAMPLES = """examples:
 A FILE that lastword embed wrote is searched as it is, without embedding the texts again: the folder of a job, or a
 .npy, .safetensors, .jsonl or .parquet file with its metadata. Use --model to name the model that made it; the number of
 dimensions is taken from the file. Vectors stored as float16, int8, uint8 or bits are converted to float32 and compared
-with the query's vector. Each bit becomes +c or -c, with one c throughout, so scores are lower than with float32
-vectors. A hit is shown with its record's `id` or, if it has none, with the file and line of its text. A .npy or
-.safetensors file has no texts and no other fields to show, except the texts of chunks. Of an unfinished job, only the
-finished units are searched. With --texts, every FILE is read as texts.
+with the query's vector. Each bit becomes +c or -c, where c is the same for all dimensions and vectors, so scores are
+lower than with float32 vectors. A hit is shown with its record's `id` or, if it has none, with the file and line of its
+text. A .npy or .safetensors file has no texts and no other fields to show, except the texts of chunks. Of an unfinished
+job, only the finished units are searched. With --texts, every FILE is read as texts.
 
 Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it;
 with --json, each hit has its query in the field `query`."""

@@ -1,4 +1,4 @@
-"""Tensors read by slices equal mapped ones, also from several threads; unreadable files are named."""
+"""Tensors read in slices equal mapped ones, also from several threads; unreadable files are named."""
 
 import itertools
 import os
