@@ -95,7 +95,7 @@ tritons: $(VENV)/.installed-test
 	    TRITON_INTERPRET=1 PYTHONPATH=$$folder $(PARALLEL) tests/interpreter \
 	        -W "ignore:Conversion of an array:DeprecationWarning" || exit 1; \
 	done
-	PYTHONPATH=$(CURDIR)/$(VENV)/triton-3.8.0 $(MAKE) prove-kernels
+	PYTHONPATH=$(CURDIR)/$(VENV)/triton-3.8.0 $(MAKE) prove-kernels prove-pipelined
 
 soak: $(VENV)/.installed-test prove-pipelined tritons
 	$(BIN)/python tests/fuzz/campaign.py --oracle --cases $(FUZZ_CASES) $(FUZZ_SEED:%=--seed %)
