@@ -34,8 +34,8 @@ FETCHED = (
 )
 # Weights that lastword does not read: those of other modules and adapters, and weights in other formats.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"  # weights in PyTorch's format, which lastword does not read
 BUILTIN = "built-in"
 BUILTIN_NOTICE = "model: none is named, so the small built-in one (English, for trials) is used"
 _OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
@@ -239,9 +239,9 @@ def _refuse_adapter(folder: Path) -> None:
         WeightsError: the adapter's config cannot be read.
         ConfigError: there is an adapter.
     """
-    path = folder / _ADAPTER_CONFIG
+    path = folder / ADAPTER_CONFIG
     values = read_optional_object(path)
-    found = [name for name in _ADAPTER_WEIGHTS if has_file(folder / name)]
+    found = [name for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE) if has_file(folder / name)]
     if values is None and not found:
         return
     base = None if values is None else Fields(values, str(path)).text("base_model_name_or_path")
@@ -261,8 +261,8 @@ def _how_to_merge(folder: Path, base: str | None, *, whole: bool) -> str:
         first = "Move the adapter's files to a folder DIR of their own, and merge it:"
         return f"{first} lastword convert {folder} OUT --adapter DIR."
     command = f"lastword convert {base or 'MODEL'} OUT --adapter"
-    if not has_file(folder / _ADAPTER_WEIGHTS[0]):
-        return f"Download it with {_ADAPTER_WEIGHTS[0]} into a folder DIR, and merge it: {command} DIR."
+    if not has_file(folder / ADAPTER_WEIGHTS):
+        return f"Download it with {ADAPTER_WEIGHTS} into a folder DIR, and merge it: {command} DIR."
     return f"Merge it: {command} {folder}."
 
 

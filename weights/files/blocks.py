@@ -15,10 +15,11 @@ _AHEAD = 2  # results per thread that may wait for the caller
 T = TypeVar("T")
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """Split `size` elements into slices of at most `BLOCK` elements."""
-    for start in range(0, size, BLOCK):
-        yield slice(start, min(start + BLOCK, size))
+def blocks(size: int, unit: int = 1) -> Iterator[slice]:
+    """Split `size` elements into slices of whole units of `unit` elements: at most `BLOCK` elements, or one unit."""
+    step = max(1, BLOCK // unit) * unit
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
 
 
 class BlockThreads:

@@ -38,11 +38,19 @@ def hash_files(folder: Path) -> list[FileHash]:
         WeightsError: a file cannot be read. A damaged file is not an error: its `whole` is False.
     """
     paths = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*/config.json")]
-    return [_hash_file(path, folder) for path in sorted(paths)]
+    return [hash_file(path, folder) for path in sorted(paths)]
 
 
-def _hash_file(path: Path, folder: Path) -> FileHash:
-    """Hash a file in both ways that the hub uses: sha256 for large files, git's sha1 of a blob for small ones."""
+def hash_file(path: Path, folder: Path) -> FileHash:
+    """Hash a file in both ways that the hub uses: sha256 for large files, git's sha1 of a blob for small ones.
+
+    Args:
+        path: the file.
+        folder: the model's folder, to which the file's name is relative.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
     sha256 = hashlib.sha256()
     try:
         with open_regular(path) as stream:

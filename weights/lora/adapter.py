@@ -7,26 +7,23 @@ An adapter stores two thin matrices for each matrix W that was trained, and the 
 with f = alpha / r, or alpha / sqrt(r) for rsLoRA. Every other way in which PEFT can change a weight is refused by name.
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lastword.errors import ConfigError, InputError, WeightsError, list_some
-from lastword.weights.files.blocks import BLOCK
+from lastword.errors import InputError, WeightsError, list_some
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
 from lastword.weights.files.file_tensor import map_tensor
+from lastword.weights.files.hashes import hash_file
 from lastword.weights.files.header import TensorInfo, read_header
-from lastword.weights.files.reading import has_file, read_bytes
+from lastword.weights.files.reading import has_file
 from lastword.weights.json_fields import Fields, read_object
+from lastword.weights.locate import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from lastword.weights.tensor_names import LM_HEAD, PREFIX
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # PEFT wraps the model twice and keeps its names: `model.` is inside if a causal model was trained.
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -80,7 +77,7 @@ class Adapter:
     pairs: dict[str, _Pair]
     alpha: float
     by_root: bool  # whether the factor is alpha / sqrt(r), as in rsLoRA
-    fingerprint: str
+    hashes: list[str]  # sha256 of its two files
 
     def check(self, model: str, tensors: dict[str, TensorInfo]) -> None:
         """Check that a model has every weight that the adapter changes, in a shape that fits.
@@ -111,8 +108,10 @@ class Adapter:
     def _trained_on(self) -> str | None:
         return None if self.base is None else f"an adapter of {self.base}"
 
-    def update(self, name: str) -> "Update":
-        """Read the matrices of one weight; they take r · (in + out) numbers of memory."""
+    def update(self, name: str) -> "Update | None":
+        """Read the matrices of one weight, r · (in + out) numbers; None if the adapter does not change the weight."""
+        if name not in self.pairs:
+            return None
         pair = self.pairs[name]
         a, b = (map_tensor(info, name).float() for info in (pair.a, pair.b))
         rank = len(a)
@@ -127,18 +126,15 @@ class Update:
     b: Tensor
     factor: float
 
-    def blocks(self) -> Iterator[slice]:
-        """Split the weight's elements into slices of whole rows, of about `BLOCK` elements."""
-        width = self.a.shape[1]
-        step, size = max(1, BLOCK // width) * width, len(self.b) * width
-        for start in range(0, size, step):
-            yield slice(start, min(start + step, size))
+    @property
+    def width(self) -> int:
+        """The number of elements of a row of the weight."""
+        return self.a.shape[1]
 
     def add_to(self, values: Tensor, place: slice) -> Tensor:
-        """Add the update to the weight's elements of a slice from `blocks`; the result is in fp32."""
-        width = self.a.shape[1]
-        rows = slice(place.start // width, place.stop // width)
-        weight = values.view(-1, width).float()
+        """Add the update to the elements of whole rows of the weight, which are at `place`; the result is in fp32."""
+        rows = slice(place.start // self.width, place.stop // self.width)
+        weight = values.view(-1, self.width).float()
         return torch.addmm(weight, self.b[rows], self.a, alpha=self.factor).flatten()
 
 
@@ -155,20 +151,16 @@ def read_adapter(folder: Path) -> Adapter:
     """
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not has_file(folder / name):
-            other = "adapter_model.bin"
-            got = other if name == ADAPTER_WEIGHTS and has_file(folder / other) else None
+            pickled = name == ADAPTER_WEIGHTS and has_file(folder / ADAPTER_PICKLE)
+            got = ADAPTER_PICKLE if pickled else None
             expected = "a LoRA adapter saved by peft, as safetensors"
             raise InputError(str(folder), f"has no {name}", got=got, expected=expected)
     place = folder / ADAPTER_CONFIG
     fields = Fields(read_object(place), str(place))
     alpha, by_root = _read_settings(fields)
-    header = read_header(folder / ADAPTER_WEIGHTS)
-    digest = hashlib.sha256(read_bytes(place, ConfigError))
-    with (folder / ADAPTER_WEIGHTS).open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    pairs = _pairs(folder, header)
-    base = fields.text("base_model_name_or_path")
-    return Adapter(folder, base, pairs, alpha, by_root, digest.hexdigest())
+    pairs = _pairs(folder, read_header(folder / ADAPTER_WEIGHTS))
+    hashes = [hash_file(folder / name, folder).sha256 for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return Adapter(folder, fields.text("base_model_name_or_path"), pairs, alpha, by_root, hashes)
 
 
 def _read_settings(fields: Fields) -> tuple[float, bool]:

@@ -20,7 +20,7 @@ from lastword.weights.files.companions import (
     read_companion,
 )
 from lastword.weights.files.dtypes import dtype_name, torch_dtype
-from lastword.weights.files.file_tensor import FileTensor, open_tensor
+from lastword.weights.files.file_tensor import open_tensor
 from lastword.weights.files.reading import has_file
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
 from lastword.weights.lora.adapter import Adapter
@@ -69,34 +69,26 @@ class Conversion:
         }
         self.identity = {"convert": model.fingerprint, "dtype": str(dtype)}
         if adapter is not None:
-            self.identity["adapter"] = adapter.fingerprint
+            self.identity["adapter"] = adapter.hashes
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor and yield it in pieces."""
-        dtype, plain = self.specs[name].dtype, self._plain[name]
-        changed = self._adapter is not None and plain in self._adapter.pairs
+        dtype, plain, model = self.specs[name].dtype, self._plain[name], self._model.name
+        update = None if self._adapter is None else self._adapter.update(plain)
         with open_tensor(self._model.tensors[plain], name) as tensor:
 
             def convert(block: slice) -> Tensor:
-                return _convert_block(tensor[block], dtype, self._model.name, name)
+                if update is None:
+                    return _convert_block(tensor[block], dtype, model, name)
+                merged = update.add_to(tensor[block], block)
+                return _convert_block(merged, dtype, f"{model} with its adapter", name)
 
-            if changed:
-                yield from self._adapted(tensor, plain, name)
-            elif dtype == tensor.dtype:
-                yield from (tensor[block] for block in blocks(tensor.numel()))
+            unit = 1 if update is None else update.width
+            parts = blocks(tensor.numel(), unit)
+            if update is None and dtype == tensor.dtype:
+                yield from (tensor[block] for block in parts)
             else:
-                yield from self._threads.map(convert, blocks(tensor.numel()))
-
-    def _adapted(self, tensor: FileTensor, plain: str, name: str) -> Iterator[Tensor]:
-        """Add the adapter to a weight, and yield it in pieces."""
-        assert self._adapter is not None
-        update, dtype = self._adapter.update(plain), self.specs[name].dtype
-
-        def merge(block: slice) -> Tensor:
-            merged = update.add_to(tensor[block], block)
-            return _convert_block(merged, dtype, f"{self._model.name} with its adapter", name)
-
-        yield from self._threads.map(merge, update.blocks())
+                yield from self._threads.map(convert, parts)
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return the name and dtype of a converted tensor."""

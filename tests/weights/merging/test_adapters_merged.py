@@ -12,7 +12,8 @@ from lastword import Embedder
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
 from lastword.errors import ConfigError, InputError, WeightsError
-from lastword.weights.lora.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
+from lastword.weights.locate import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lastword.weights.lora.adapter import read_adapter
 
 # PEFT reads a property of transformers' models that is to be removed.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -63,7 +64,7 @@ def test_it_is_what_peft_merges(
     count: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lastword.weights.lora.adapter.BLOCK", 1000)
+    monkeypatch.setattr("lastword.weights.files.blocks.BLOCK", 1000)
     expected = trained(base, tmp_path / "adapter", kind, **settings).state_dict()
     assert merge(base, tmp_path / "adapter", tmp_path / "out") == 0
     found, before = (load_file(p / "model.safetensors") for p in (tmp_path / "out", base))
