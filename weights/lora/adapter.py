@@ -21,7 +21,7 @@ from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.hashes import hash_file
 from lastword.weights.files.header import TensorInfo, read_header
 from lastword.weights.files.reading import has_file
-from lastword.weights.json_fields import Fields, read_object
+from lastword.weights.json_fields import Fields, read_object, show_value
 from lastword.weights.locate import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
@@ -32,7 +32,7 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weig
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
     "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
-    "peft_version", "qalora_group_size", "rank_pattern", "revision", "target_modules", "task_type",
+    "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
 }  # fmt: skip
 # Settings that would change the merged weights; each value means that the setting is off.
 _MUST_BE_OFF: dict[str, tuple[object, ...]] = {
@@ -159,6 +159,7 @@ def read_adapter(folder: Path) -> Adapter:
     fields = Fields(read_object(place), str(place))
     alpha, by_root = _read_settings(fields)
     pairs = _pairs(folder, read_header(folder / ADAPTER_WEIGHTS))
+    _check_ranks(fields, pairs, folder)
     hashes = [hash_file(folder / name, folder).sha256 for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     return Adapter(folder, fields.text("base_model_name_or_path"), pairs, alpha, by_root, hashes)
 
@@ -170,9 +171,23 @@ def _read_settings(fields: Fields) -> tuple[float, bool]:
     for key, off in _MUST_BE_OFF.items():
         fields.only(key, *off, remedy=_REFUSED)
     fields.only("init_lora_weights", *_BEGINNINGS, remedy=_REFUSED)
-    own = {"peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights"}
+    own = {"peft_type", "r", "rank_pattern", "lora_alpha", "use_rslora", "init_lora_weights"}
     fields.refuse_unknown(own | _WITHOUT_EFFECT | _MUST_BE_OFF.keys(), _REFUSED)
     return fields.number("lora_alpha"), fields.boolean("use_rslora", default=False)
+
+
+def _check_ranks(fields: Fields, pairs: dict[str, _Pair], folder: Path) -> None:
+    """Check that the matrices have the ranks that the config states: they scale the update, so a wrong one matters."""
+    ranks = [fields.integer("r"), *(fields.object("rank_pattern") or {}).values()]
+    for weight, pair in pairs.items():
+        if pair.a.shape[0] not in ranks:
+            raise WeightsError(
+                f"{folder / ADAPTER_WEIGHTS}: {weight}",
+                f"the rank is not one that {ADAPTER_CONFIG} states",
+                got=str(pair.a.shape[0]),
+                expected=f"r or a value of rank_pattern: {show_value(ranks)}",
+                remedy="Both files must come from the same training: save or download the adapter again.",
+            )
 
 
 def _pairs(folder: Path, header: dict[str, TensorInfo]) -> dict[str, _Pair]:

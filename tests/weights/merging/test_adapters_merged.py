@@ -166,6 +166,23 @@ def test_settings_that_would_change_the_weights_are_refused(
         read_adapter(adapter)
 
 
+@pytest.mark.parametrize("settings", [{"r": 4}, {"r": 4, "rank_pattern": {"up_proj": 8}}])
+def test_a_rank_that_the_config_does_not_state(adapter: Path, settings: dict[str, Any]) -> None:
+    """The rank divides alpha: files of two trainings would give wrong weights and no error."""
+    write(adapter, **settings)
+    with pytest.raises(WeightsError, match=r"up_proj.*the rank is not one.*got 2, expected r or"):
+        read_adapter(adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("r", 0), ("r", "2"), ("r", None), ("rank_pattern", [2])]
+)
+def test_a_rank_that_is_no_number(adapter: Path, key: str, value: object) -> None:
+    write(adapter, **{key: value})
+    with pytest.raises(ConfigError, match=key):
+        read_adapter(adapter)
+
+
 def test_an_unknown_setting_is_refused(adapter: Path) -> None:
     write(adapter, new_kind_of_update=3)
     with pytest.raises(ConfigError, match=r"new_kind_of_update.*merge_and_unload"):
